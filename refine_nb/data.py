@@ -347,7 +347,7 @@ def split_ids(
     if not 0 < a < b: raise ValueError(f"a text of {len(ids)} characters leaves nothing for stage {stage!r}: 0 … {a} to fit, {a} … {b} to judge")
     return ids[:a], ids[a:b]
 
-# %% ../nbs/01_data.ipynb #23350418
+# %% ../nbs/01_data.ipynb #d6ce2592
 def check_length(ids: Int[Tensor, "t"], context: int, ahead: int) -> None:
     "Raises `ValueError` when a text is too short for one window"
     if context < 1 or ahead < 1: raise ValueError(f"context {context} and ahead {ahead} must be at least 1")
@@ -383,7 +383,7 @@ def eval_windows(
     ids: Int[Tensor, "t"],  # the text to judge on
     context: int,  # characters a model sees
     ahead: int = 1,  # characters to predict after each
-) -> Int[Tensor, "b t"]:
+) -> Int[Tensor, "b s"]:
     "All windows side by side: every character but the first is a target exactly once (an incomplete last window is left out)"
     check_length(ids, context, ahead)
     return ids.unfold(0, context + ahead, context)

@@ -151,7 +151,7 @@ class NGramEmbedding(nn.Module):
         lags = [F.embedding(seen[:, seen.shape[1] - t - lag : seen.shape[1] - lag], self.tables[lag]) for lag in range(n)]
         return self.out(F.gelu(sum(lags)))
 
-# %% ../nbs/03_gpt.ipynb #f35f7b62
+# %% ../nbs/03_gpt.ipynb #cd89c828
 class ContextualGPT(nn.Module):
     "A causal transformer over characters (GPT-2's shape without biases)"
 
@@ -178,8 +178,8 @@ class ContextualGPT(nn.Module):
 
     def hidden(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
         "The normalised last layer, from which the head reads"
-        x = self.embed(ids, cache)
         if cache is not None: cache.read(ids)
+        x = self.embed(ids, cache)
         for layer, block in enumerate(self.blocks): x = block(x, layer, cache)
         if cache is not None: cache.advance(ids.shape[1])
         return self.norm(x)

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from .gpt import set_precision
 
-# %% ../nbs/04_train.ipynb #2fa15d3b
+# %% ../nbs/04_train.ipynb #6d5c9c13
 def cross_entropy(
     model: nn.Module,  # ids (b, t) → logits (b, t, v)
     batch: Int[Tensor, "b t1"],  # windows with their next character
-) -> tuple[Float[Tensor, ""], dict[str, float]]:  # nats per character, and what to log
+) -> tuple[Float[Tensor, ""], dict[str, float | int]]:  # nats per character, and what to log
     "Supervised next-character prediction"
     y = batch[:, 1:]
     return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), y.flatten()), dict(tokens=y.numel())
@@ -223,11 +223,9 @@ def load_checkpoint(
     for name, part in parts.items(): part.load_state_dict(groups.get(name, {}))
     return [json.loads(line) for line in (Path(checkpoint) / "rows.jsonl").read_text().splitlines()]
 
-# %% ../nbs/04_train.ipynb #491d8721
-class NonFiniteLoss(ArithmeticError):
-    "The loss or its gradient is no number any more"
-
-    diverged = True  # for the record of the run: a result, not a mistake
+# %% ../nbs/04_train.ipynb #b49c1c13
+class NonFiniteLoss(FloatingPointError):
+    "The loss or its gradient is no number any more: for the record of a run a result, not a mistake"
 
     def __init__(self, step: int, loss: float, checkpoint: Path | None):
         super().__init__(f"loss {loss} at step {step}; last good checkpoint: {checkpoint or 'none'}. Lower the learning rate or the clip, or lengthen the warm-up.")
@@ -259,7 +257,7 @@ def update(
     optimizer: torch.optim.Optimizer,
     lr: float,
     clip: float,  # largest gradient norm
-) -> dict[str, float]:  # mean loss and metrics, summed tokens, gradient norm before clipping
+) -> dict[str, float | int]:  # mean loss and metrics, summed tokens, gradient norm before clipping
     "One optimiser step; if loss or gradient are not finite, the weights are left as they are"
     row: dict = {}
     for batch in batches:

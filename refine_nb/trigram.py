@@ -14,14 +14,14 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-# %% ../nbs/02_trigram.ipynb #ef6d5024
+# %% ../nbs/02_trigram.ipynb #ab557688
 class NGram(nn.Module):
     "Counts of every order up to `order`, interpolated; a policy with `log_probs`, like every model of this book"
 
     def __init__(
         self,
-        children: list[Int[Tensor, "rows v"]],  # per context length m ≥ 1: (row of length m − 1, character) → row, −1 where unseen
-        logp: list[Float[Tensor, "rows v"]],  # per context length m ≥ 0: log-probabilities of the next character
+        children: list[Int[Tensor, "_ v"]],  # per context length m ≥ 1: (row of length m − 1, character) → row, −1 where unseen
+        logp: list[Float[Tensor, "_ v"]],  # per context length m ≥ 0: log-probabilities of the next character
     ):
         super().__init__()
         self.order, self.n_symbols = len(logp), logp[0].shape[1]

@@ -1,0 +1,232 @@
+"""The loop: an independent loop, bit-identical resumption after a real kill, golden losses, refusals"""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from refine_nb.data import MarkovSource, Windows
+from refine_nb.gpt import ContextualGPT, GPTConfig
+from refine_nb.train import BadCheckpoint, NonFiniteLoss, TrainConfig, adamw, checkpoints, count_flops, cross_entropy, load_weights, lr_at, train
+
+IDS = torch.from_numpy(MarkovSource().sample(5000))
+
+
+def fresh(seed=0, dropout=0.0, **cfg):
+    torch.manual_seed(seed)
+    model = ContextualGPT(GPTConfig(16, context=12, n_layers=2, n_heads=2, width=16, dropout=dropout))
+    return dict(model=model, objective=cross_entropy, batches=Windows(IDS, 12, 4, seed=seed), cfg=TrainConfig(**dict(steps=20, warmup=5, checkpoint_every=7) | cfg), progress=False)
+
+
+def go(run, seed=1, **kwargs):
+    torch.manual_seed(seed)  # dropout's draws
+    return train(**run, **kwargs)
+
+
+def weights(run): return torch.cat([p.detach().flatten() for p in run["model"].parameters()])
+
+
+def test_against_a_loop_written_out():
+    "The same steps with torch's AdamW, unfused, and the schedule as a formula"
+    run, twin = fresh(clip=0.5), fresh(clip=0.5)
+    rows = train(**run)
+    decay = [p for p in twin["model"].parameters() if p.ndim > 1]
+    gain = [p for p in twin["model"].parameters() if p.ndim == 1]
+    opt = torch.optim.AdamW([dict(params=decay, weight_decay=0.1), dict(params=gain, weight_decay=0.0)], betas=(0.9, 0.95), foreach=False)
+    for step, row in enumerate(rows):
+        lr = 3e-3 * min(1, (step + 1) / 5) if step < 5 else 3e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - 5) / 15)))
+        batch = next(twin["batches"])
+        loss = F.cross_entropy(twin["model"](batch[:, :-1]).transpose(1, 2), batch[:, 1:])
+        opt.zero_grad()
+        loss.backward()
+        norm = torch.sqrt(sum((p.grad**2).sum() for p in twin["model"].parameters()))
+        for p in twin["model"].parameters(): p.grad *= min(1, 0.5 / (norm.item() + 1e-6))
+        for group in opt.param_groups: group["lr"] = lr
+        opt.step()
+        assert row["loss"] == pytest.approx(loss.item(), abs=1e-5) and row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4) and row["lr"] == pytest.approx(lr)
+    assert torch.allclose(weights(run), weights(twin), atol=1e-5)
+    assert [r["tokens"] for r in rows] == [48 * (i + 1) for i in range(20)]
+
+
+def test_golden_losses():
+    "Twenty steps from a fixed start; a change here is a change of what every recorded run means"
+    losses = [r["loss"] for r in train(**fresh())]
+    assert losses[::5] == pytest.approx(GOLDEN, abs=2e-4)
+
+
+GOLDEN = [2.78328, 2.75874, 2.79199, 2.72723]
+
+
+def test_two_runs_are_equal_to_the_bit():
+    a, b = fresh(dropout=0.2), fresh(dropout=0.2)
+    go(a), go(b)
+    assert not torch.equal(weights(a), weights(fresh(dropout=0.2)))
+    assert torch.equal(weights(a), weights(b))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stop", [1, 7, 8, 20])
+def test_stopped_anywhere_and_resumed(tmp_path, stop, precision):
+    whole, broken, resumed = (fresh(dropout=0.2, precision=precision, accumulate=2, eval_every=4) for _ in range(3))
+    resumed["model"].load_state_dict({k: torch.zeros_like(v) for k, v in resumed["model"].state_dict().items()})
+    rows = go(whole, evaluate=lambda m: dict(val_x=float(m.head.weight.detach().sum())))
+
+    def stopping(row):
+        if row["step"] == stop: raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError): go(broken, checkpoint_dir=tmp_path, callbacks=(stopping,))
+    seed = 99
+    if not checkpoints(tmp_path): resumed, seed = fresh(dropout=0.2, precision=precision, accumulate=2, eval_every=4), 1
+    again = go(resumed, seed, evaluate=lambda m: dict(val_x=float(m.head.weight.detach().sum())), checkpoint_dir=tmp_path)
+    assert torch.equal(weights(whole), weights(resumed))
+    timeless = [{k: v for k, v in r.items() if k not in ("cpu_seconds", "val_x")} for r in rows]
+    assert timeless == [{k: v for k, v in r.items() if k not in ("cpu_seconds", "val_x")} for r in again] and rows[-1]["val_x"] == again[-1]["val_x"]
+
+
+def test_resume_tells_the_recorder(tmp_path):
+    class Recorder(list):
+        def __call__(self, row): self.append(row["step"])
+        def on_resume(self, step): del self[step:]
+
+    log = Recorder()
+
+    def failing(row):
+        if row["step"] == 18: raise RuntimeError
+
+    with pytest.raises(RuntimeError): train(**fresh(), checkpoint_dir=tmp_path, callbacks=(log, failing))
+    assert log == list(range(1, 19))
+    train(**fresh(), checkpoint_dir=tmp_path, callbacks=(log,))
+    assert log == list(range(1, 21))
+
+
+SCRIPT = """
+    import sys, torch
+    sys.path.insert(0, {tests!r})
+    torch.set_num_threads(1)
+    from test_train import fresh, train, weights
+    run = fresh(dropout=0.2, steps=400, checkpoint_every=3)
+    def say(row): print(row["step"], flush=True)
+    train(**run, checkpoint_dir=sys.argv[1], callbacks=(say,))
+    torch.save(weights(run), sys.argv[2])
+"""
+
+
+def start(tmp_path, folder, out):
+    script = tmp_path / "job.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(tests=os.path.dirname(__file__)))
+    return subprocess.Popen([sys.executable, script, folder, tmp_path / out], stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_twice_and_resumed(tmp_path):
+    "kill -9 in the middle of steps and of checkpoint writing: a third process ends with the weights of an unbroken run"
+    for after in (20, 40):
+        job = start(tmp_path, tmp_path / "killed", "killed.pt")
+        for _ in range(after): job.stdout.readline()
+        time.sleep(0.003 * after / 20)
+        job.send_signal(signal.SIGKILL)
+        assert job.wait() == -signal.SIGKILL and checkpoints(tmp_path / "killed")
+    job = start(tmp_path, tmp_path / "killed", "killed.pt")
+    first = int(job.stdout.readline())
+    job.communicate()
+    start(tmp_path, tmp_path / "whole", "whole.pt").communicate()
+    assert job.returncode == 0 and first > 40
+    assert torch.equal(torch.load(tmp_path / "killed.pt"), torch.load(tmp_path / "whole.pt"))
+
+
+def test_an_interrupt_loses_nothing(tmp_path):
+    def interrupting(row):
+        if row["step"] == 11: os.kill(os.getpid(), signal.SIGINT)
+
+    whole, broken, resumed = fresh(), fresh(), fresh()
+    train(**whole)
+    usual = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 11"): train(**broken, checkpoint_dir=tmp_path, callbacks=(interrupting,))
+    assert signal.getsignal(signal.SIGINT) is usual and checkpoints(tmp_path)[-1].name == "step-00000011"
+    train(**resumed, checkpoint_dir=tmp_path)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_non_finite_stops_before_the_update(tmp_path):
+    run = fresh()
+
+    def objective(model, batch):
+        loss, metrics = cross_entropy(model, batch)
+        return (loss * math.nan if run["batches"].broken else loss), metrics
+
+    class Breaking(Windows):
+        broken, drawn = False, 0
+
+        def __next__(self):
+            self.drawn += 1
+            self.broken = self.drawn == 10
+            if self.broken: self.before = weights(run)
+            return super().__next__()
+
+    run |= dict(batches=Breaking(IDS, 12, 4), objective=objective)
+    with pytest.raises(NonFiniteLoss, match="step 10; last good checkpoint: .*step-00000007") as error: train(**run, checkpoint_dir=tmp_path)
+    assert error.value.step == 10 and torch.equal(weights(run), run["batches"].before)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors", "rows.jsonl", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+def test_damaged_checkpoints_are_refused_by_name(tmp_path, file, damage):
+    train(**fresh(), checkpoint_dir=tmp_path)
+    path = checkpoints(tmp_path)[-1] / file
+    data = path.read_bytes()
+    if damage == "missing": path.unlink()
+    else: path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    if (file, damage) == ("manifest.json", "changed"): path.write_text(data.decode().replace("refine_nb checkpoint 1", "another format"))
+    with pytest.raises(BadCheckpoint, match=file if file != "manifest.json" else "step-00000020"): train(**fresh(), checkpoint_dir=tmp_path)
+
+
+def test_foreign_checkpoints_are_refused(tmp_path):
+    train(**fresh(), checkpoint_dir=tmp_path)
+    with pytest.raises(BadCheckpoint, match="other settings.*'lr': \\(0.003, 0.001\\)"): train(**fresh(lr=1e-3), checkpoint_dir=tmp_path)
+    with pytest.raises(BadCheckpoint, match="another model: blocks.0"): load_weights(ContextualGPT(GPTConfig(16, context=12, n_layers=2, n_heads=2, width=32)), checkpoints(tmp_path)[-1])
+    manifest = json.loads((checkpoints(tmp_path)[-1] / "manifest.json").read_text())
+    assert manifest["step"] == 20 and set(manifest["files"]) == {"model.safetensors", "training.safetensors", "rows.jsonl"}
+
+
+def test_accumulated_halves_are_one_batch():
+    class Halves(Windows):
+        "Each batch of eight as two of four"
+        rest = ()
+
+        def __next__(self):
+            if len(self.rest) == 0: self.rest = super().__next__().split(4)
+            half, self.rest = self.rest[0], self.rest[1:]
+            return half
+
+    one, two = fresh(), fresh(accumulate=2)
+    one["batches"], two["batches"] = Windows(IDS, 12, 8), Halves(IDS, 12, 8)
+    rows = train(**one), train(**two)
+    assert torch.allclose(weights(one), weights(two), atol=1e-5)
+    assert rows[0][-1]["tokens"] == rows[1][-1]["tokens"] and rows[0][-1]["flops"] == rows[1][-1]["flops"]
+
+
+def test_counting_flops_changes_nothing():
+    run = fresh(dropout=0.5)
+    batch, before = next(run["batches"]), torch.get_rng_state()
+    flops = count_flops(run["model"], cross_entropy, batch)
+    assert torch.equal(torch.get_rng_state(), before) and all(p.grad is None for p in run["model"].parameters())
+    products = 2 * (12 * 16 * 16) + 16 * 16
+    assert flops == 6 * products * 48 + 2 * 7 * 2 * 4 * 12 * 12 * 16
+
+
+def test_schedule_and_groups():
+    cfg = TrainConfig(steps=100, warmup=10, lr=1.0, final_lr=0.1)
+    assert [lr_at(s, cfg) for s in (0, 9, 10, 55, 100)] == pytest.approx([0.1, 1.0, 1.0, 0.55, 0.1])
+    groups = adamw(fresh()["model"], cfg).param_groups
+    assert [g["weight_decay"] for g in groups] == [0.1, 0.0] and all(p.ndim == 1 for p in groups[1]["params"])
+
+
+@pytest.mark.parametrize("bad", [dict(steps=0), dict(lr=-1.0), dict(accumulate=0), dict(eval_every=0), dict(warmup=-1)])
+def test_config_refuses(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))): TrainConfig(**bad)
