@@ -81,7 +81,7 @@ def set_precision(
     for m in model.modules():
         if isinstance(m, Linear): m.compute_dtype = PRECISIONS[precision]
 
-# %% ../nbs/03_gpt.ipynb #fed44901
+# %% ../nbs/03_gpt.ipynb #d44cfe43
 class Attention(nn.Module):
     "Causal multi-head attention with separate, bias-free query and key maps"
 
@@ -94,8 +94,8 @@ class Attention(nn.Module):
         "Queries, keys and values, in fp32"
         dtype = self.q.compute_dtype
         weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).to(dtype)
-        parts = F.linear(x.to(dtype), weight).split(x.shape[-1], -1)
-        return tuple(rearrange(z.float(), "b t (h k) -> b h t k", h=self.n_heads) for z in parts)
+        parts = F.linear(x.to(dtype), weight).float().split(x.shape[-1], -1)
+        return tuple(rearrange(z, "b t (h k) -> b h t k", h=self.n_heads) for z in parts)
 
     def forward(
         self,
