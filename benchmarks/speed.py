@@ -81,10 +81,16 @@ def training(machine: dict) -> dict:
 
     def objective(model, batch): return F.cross_entropy(model(input_ids=batch[:, :-1], use_cache=False).logits.flatten(0, 1), batch[:, 1:].flatten()), {}
 
+    def autocast(model, batch):
+        with torch.autocast("cpu", torch.bfloat16): return cross_entropy(model, batch)
+
+    torch.manual_seed(0)
+    third = ContextualGPT(GPTConfig(65, **SHAPE))
+    steps["autocast"] = lambda o=adamw(third, cfg): update(third, autocast, [batch], o, cfg.lr, cfg.clip)
     steps["gpt2"] = lambda o=adamw(other, cfg): update(other, objective, [batch], o, cfg.lr, cfg.clip)
     t = rounds(steps, 25, 8, 5)
     m = median(t)
-    return dict(ms=({k: 1e3 * v for k, v in m.items()}), tokens_per_s={k: 768 / v for k, v in m.items()}, fp32_vs_gpt2=ratio(t, "gpt2", "fp32"), bf16_vs_fp32=ratio(t, "fp32", "bf16"), bf16_vs_gpt2=ratio(t, "gpt2", "bf16"),
+    return dict(ms=({k: 1e3 * v for k, v in m.items()}), tokens_per_s={k: 768 / v for k, v in m.items()}, fp32_vs_gpt2=ratio(t, "gpt2", "fp32"), bf16_vs_fp32=ratio(t, "fp32", "bf16"), autocast_vs_fp32=ratio(t, "fp32", "autocast"), bf16_vs_gpt2=ratio(t, "gpt2", "bf16"),
                 fp32_share_of_limit=flops / m["fp32"] / 1e9 / machine["fp32_gflops"], bf16_share_of_limit=flops / m["bf16"] / 1e9 / machine["bf16_gflops"], gpt2_share_of_limit=flops / m["gpt2"] / 1e9 / machine["fp32_gflops"])
 
 
@@ -125,7 +131,7 @@ def limit_of_markov(machine: dict) -> dict:
 
     torch.manual_seed(0)
     start, model = time.process_time(), ContextualGPT(GPTConfig(len(vocab), **SHAPE))
-    rows = train(model, cross_entropy, Windows(fit, 64, 12), TrainConfig(steps=1000, lr=4e-3, precision="bf16"), progress=False)
+    rows = train(model, cross_entropy, Windows(fit, 64, 12), TrainConfig(steps=1200, lr=2e-3, precision="bf16"), progress=False)
     seconds = time.process_time() - start
     return dict(training_characters=len(fit), judged=windows[:, 3:].numel(), gpt_excess=excess(model), bigram_excess=excess(NGram.fit(fit, len(vocab), 2)), steps=len(rows), cpu_seconds=seconds, cpu_seconds_at_180_gflops=seconds * machine["fp32_gflops"] / 180)
 

@@ -78,7 +78,7 @@ class KVCache:
         return self
 
     def gather(self, rows: Tensor) -> "KVCache":
-        "Keep these rows, in this order, repetition allowed (as a search does after each step)"
+        "Keep these rows, in this order, repetition allowed; what they shared is copied to each of them"
         if len(rows) == 0 or not 0 <= int(rows.min()) <= int(rows.max()) < self.rows: raise ValueError(f"rows {rows.tolist()} are not all among the {self.rows} of the cache")
         n, flat = self.length, self._segment(len(rows), self.length)
         flat.length, flat.ids[:, :n] = n, self.ids[rows]
@@ -91,6 +91,7 @@ class KVCache:
 
     def part(self, start: int, stop: int) -> "KVCache":
         "A view of some rows of an unforked cache, to read prompts a few rows at a time; call `advance` on the whole afterwards"
+        if len(self.segments) > 1: raise ValueError("a forked cache has no parts")
         view, (s,) = copy(self), self.segments
         narrow = copy(s)
         narrow.rows, narrow.ids, narrow.kv = stop - start, s.ids[start:stop], s.kv[:, :, start:stop]

@@ -7,12 +7,14 @@ __all__ = ['SHAKESPEARE_URL', 'SHAKESPEARE_SHA256', 'CORPORA', 'STAGES', 'Unknow
            'pydocs', 'cache_dir', 'check_sha256', 'download', 'shakespeare_path', 'from_datasets', 'tinyshakespeare',
            'MarkovSource', 'markov', 'auto', 'load_corpus', 'split_ids', 'check_length', 'Windows', 'eval_windows']
 
-# %% ../nbs/01_data.ipynb #384e2cd8
+# %% ../nbs/01_data.ipynb #81f54fdb
 import hashlib, itertools, os, threading, time, urllib.request, warnings
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# %% ../nbs/01_data.ipynb #9431321f
+# %% ../nbs/01_data.ipynb #f89a8685
 class UnknownCharacter(ValueError):
     "A character that the vocabulary does not hold, with its position"
 
@@ -53,6 +55,7 @@ class CharVocab:
 
     def __getitem__(self, name: str) -> int:  # the id of one character or one special symbol
         "The id of a character or of a special symbol, by name"
+        if len(name) != 1 and name not in self.specials: raise ValueError(f"{name!r} is neither one character nor one of the special symbols {self.specials}")
         return len(self.chars) + self.specials.index(name) if name in self.specials else int(self.encode(name))
 
     def encode(self, text: str) -> Int[Tensor, "t"]:
@@ -112,7 +115,7 @@ def pydocs() -> Corpus:
 
     return Corpus("pydocs", "\n\n".join(topics[k].strip() for k in sorted(topics)), f"pydoc_data.topics of CPython {platform.python_version()}")
 
-# %% ../nbs/01_data.ipynb #4b220267
+# %% ../nbs/01_data.ipynb #2b0cc41c
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
@@ -141,7 +144,8 @@ def download(
 
     def fetch():
         try: got["data"] = urllib.request.urlopen(url, timeout=seconds).read()
-        except Exception as e: got["error"] = e
+        except HTTPException as e: got["error"] = OSError(f"{url}: {e!r}")  # a transfer that broke off
+        except (OSError, ValueError) as e: got["error"] = e
 
     thread = threading.Thread(target=fetch, daemon=True)  # a name look-up knows no time limit of its own
     thread.start(); thread.join(seconds)
@@ -149,6 +153,8 @@ def download(
     if "data" not in got: raise TimeoutError(f"{url} gave no answer within {seconds} s")
     check_sha256(got["data"], sha256, url)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):  # of a process that was killed while writing
+        if time.time() - left.stat().st_mtime > 60: left.unlink(missing_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.write_bytes(got["data"])
@@ -156,7 +162,7 @@ def download(
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/01_data.ipynb #46415e3f
+# %% ../nbs/01_data.ipynb #6b065874
 def shakespeare_path() -> Path:
     "The checked file of Tiny Shakespeare; raises `FileNotFoundError` that says where it was looked for"
     tried = []
@@ -170,10 +176,11 @@ def shakespeare_path() -> Path:
     if failed.is_file() and time.time() - failed.stat().st_mtime < 3600: tried.append(f"the network: {failed.read_text()} (next try in an hour)")
     else:
         try: return download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
-        except OSError as e:  # URLError and TimeoutError are OSErrors
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            failed.write_text(str(e))
+        except (OSError, ValueError) as e:  # no network, or a page that some gateway sent instead of the file
             tried.append(f"the network: {e}")
+            with suppress(OSError):
+                failed.parent.mkdir(parents=True, exist_ok=True)
+                failed.write_text(str(e))
     raise FileNotFoundError("Tiny Shakespeare was not found; looked at " + ", ".join(tried) + ". Put the file into a folder and set REFINE_NB_DATA to it.")
 
 
@@ -203,7 +210,7 @@ def tinyshakespeare() -> Corpus:
     check_sha256(text.encode(), SHAKESPEARE_SHA256, f"{path} as read by datasets")
     return Corpus("tinyshakespeare", text, f"char-rnn, from {path.parent.name}/")
 
-# %% ../nbs/01_data.ipynb #62d9d4ba
+# %% ../nbs/01_data.ipynb #42d029ef
 @dataclass(frozen=True)
 class MarkovSource:
     "A random source over `n_symbols` letters in which each of the last `order` symbols acts through its class"
@@ -218,6 +225,7 @@ class MarkovSource:
     def __post_init__(self):
         if not 2 <= self.n_symbols <= 26: raise ValueError(f"n_symbols is {self.n_symbols}, needs 2 … 26")
         if self.n_classes < 1 or self.n_symbols % self.n_classes: raise ValueError(f"{self.n_classes} classes do not divide {self.n_symbols} symbols")
+        if not 0 < self.floor <= 1 or not self.concentration > 0: raise ValueError(f"floor {self.floor} must be above 0 and at most 1, concentration {self.concentration} above 0")
         if self.order < 1 or self.n_symbols**self.order > 2**20: raise ValueError(f"{self.n_symbols}**{self.order} contexts: order must be ≥ 1 and there can be at most 2**20 contexts")
 
     @cached_property
@@ -244,7 +252,7 @@ class MarkovSource:
         "(n_symbols,) * order: how often each context occurs in the long run"
         p = np.full([self.n_symbols] * self.order, self.n_symbols**-self.order)
         for _ in range(10_000):
-            last, p = p, (p[..., None] * self.table).sum(0)
+            last, p = p, (p + (p[..., None] * self.table).sum(0)) / 2  # half a step: a periodic chain settles too
             if np.abs(p - last).max() < 1e-15: return p
         raise ArithmeticError("the chain did not settle")
 
@@ -308,7 +316,7 @@ def markov(
     text = (src.sample(n, seed) + ord("a")).astype(np.uint8).tobytes().decode("ascii")
     return Corpus("markov", text, f"{src}, draw {seed}")
 
-# %% ../nbs/01_data.ipynb #55437d7c
+# %% ../nbs/01_data.ipynb #94627d6d
 CORPORA = {"tinyshakespeare": tinyshakespeare, "pydocs": pydocs, "markov": markov}
 
 
@@ -327,10 +335,12 @@ def load_corpus(
 ) -> Corpus:
     "A corpus by name or path; raises `ValueError` for a name that is neither"
     name = str(name)
-    if name == "auto": return auto()
-    if name in CORPORA: return CORPORA[name](**kwargs)
     if name.startswith("hf:"): return Corpus(name, from_datasets(name[3:], **kwargs), "Hugging Face datasets")
-    if name.endswith(".txt"): return Corpus(Path(name).stem, read_text(name), "local file")
+    if name == "markov": return markov(**kwargs)
+    if kwargs: raise ValueError(f"corpus {name!r} takes no settings, got {', '.join(kwargs)}")
+    if name == "auto": return auto()
+    if name in CORPORA: return CORPORA[name]()
+    if name.endswith(".txt"): return Corpus(f"file:{Path(name).stem}", read_text(name), "local file")
     raise ValueError(f"{name!r} is no corpus: give one of {', '.join([*CORPORA, 'auto'])}, hf:DATASET, or the path of a .txt file")
 
 # %% ../nbs/01_data.ipynb #412908cd
@@ -347,7 +357,7 @@ def split_ids(
     if not 0 < a < b: raise ValueError(f"a text of {len(ids)} characters leaves nothing for stage {stage!r}: 0 … {a} to fit, {a} … {b} to judge")
     return ids[:a], ids[a:b]
 
-# %% ../nbs/01_data.ipynb #d6ce2592
+# %% ../nbs/01_data.ipynb #f28d9104
 def check_length(ids: Int[Tensor, "t"], context: int, ahead: int) -> None:
     "Raises `ValueError` when a text is too short for one window"
     if context < 1 or ahead < 1: raise ValueError(f"context {context} and ahead {ahead} must be at least 1")
@@ -374,9 +384,16 @@ class Windows(Iterator):
         starts = torch.randint(len(self.windows), (self.batch,), generator=self.generator)
         return self.windows[starts]
 
-    def state_dict(self) -> dict[str, Tensor]: return {"generator": self.generator.get_state()}
+    def state_dict(self) -> dict[str, Tensor]:
+        "The position in the stream, and what stream it is"
+        text = torch.cat([self.windows[:, 0], self.windows[-1, 1:]]).cpu()
+        mark = (text * torch.arange(1, len(text) + 1)).sum()  # tells one text from another
+        return {"generator": self.generator.get_state(), "stream": torch.stack([torch.tensor(x) for x in (*self.windows.shape, self.batch, int(mark))])}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None: self.generator.set_state(state["generator"])
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        "Go on from a saved position; raises `ValueError` when it belongs to another text, context or batch"
+        if not torch.equal(state["stream"], self.state_dict()["stream"]): raise ValueError("the saved position belongs to batches of another text, context or size")
+        self.generator.set_state(state["generator"])
 
 
 def eval_windows(
@@ -384,6 +401,6 @@ def eval_windows(
     context: int,  # characters a model sees
     ahead: int = 1,  # characters to predict after each
 ) -> Int[Tensor, "b s"]:
-    "All windows side by side: every character but the first is a target exactly once (an incomplete last window is left out)"
+    "Windows side by side: with `ahead` 1 no character is a target twice; what is left at the end, less than `context`, is not used"
     check_length(ids, context, ahead)
     return ids.unfold(0, context + ahead, context)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'PRECISIONS', 'GPTConfig', 'Linear', 'set_precision', 'Attention', 'Block', 'NGramEmbedding',
-           'ContextualGPT', 'n_parameters', 'choose', 'read_prompts', 'sample']
+           'init_weights', 'ContextualGPT', 'n_parameters', 'choose', 'read_prompts', 'sample']
 
-# %% ../nbs/03_gpt.ipynb #e77c55f4
+# %% ../nbs/03_gpt.ipynb #4336ddfb
 import math
 from dataclasses import asdict, dataclass, replace
 
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._cache import KVCache
+from .trigram import eval_mode
 
 # %% ../nbs/03_gpt.ipynb #b29f3ed8
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ PRESETS = {
     "gpu": dict(context=256, n_layers=8, n_heads=8, width=512, dropout=0.1),
 }
 
-# %% ../nbs/03_gpt.ipynb #df45633a
+# %% ../nbs/03_gpt.ipynb #b3fb40ee
 class Linear(nn.Linear):
     "A linear map without bias: fp32 weights, multiplied in `compute_dtype`"
 
@@ -74,7 +75,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def set_precision(
     model: nn.Module,
-    precision: str,  # "fp32", or "bf16": the linear maps inside the blocks multiply in bfloat16
+    precision: str,  # "fp32", or "bf16": all `Linear` maps multiply in bfloat16; the head, a plain nn.Linear, stays
 ) -> None:
     "Choose what the model's `Linear` layers multiply in; raises `ValueError` for an unknown precision"
     if precision not in PRECISIONS: raise ValueError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
@@ -151,7 +152,14 @@ class NGramEmbedding(nn.Module):
         lags = [F.embedding(seen[:, seen.shape[1] - t - lag : seen.shape[1] - lag], self.tables[lag]) for lag in range(n)]
         return self.out(F.gelu(sum(lags)))
 
-# %% ../nbs/03_gpt.ipynb #cd89c828
+# %% ../nbs/03_gpt.ipynb #c48050c8
+def init_weights(module: nn.Module, n_layers: int) -> None:
+    "Normal with deviation 0.02; what is added to the residual stream is divided by √(2 · layers) (GPT-2)"
+    for name, p in module.named_parameters():
+        if p.ndim > 1: nn.init.normal_(p, std=0.02)
+        if name.endswith(("attention.out.weight", "down.weight")): p.data /= math.sqrt(2 * n_layers)
+
+
 class ContextualGPT(nn.Module):
     "A causal transformer over characters (GPT-2's shape without biases)"
 
@@ -159,13 +167,12 @@ class ContextualGPT(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.token, self.position = nn.Embedding(cfg.n_symbols, cfg.width), nn.Embedding(cfg.context, cfg.width)
-        self.ngram = NGramEmbedding(cfg.ngram, cfg.n_symbols, cfg.width) if cfg.ngram else None
         self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layers))
         self.norm = nn.LayerNorm(cfg.width, bias=False)
         self.head = nn.Linear(cfg.width, cfg.n_symbols, bias=False)
-        for name, p in self.named_parameters():
-            if p.ndim > 1: nn.init.normal_(p, std=0.02)
-            if name.endswith(("attention.out.weight", "down.weight")): p.data /= math.sqrt(2 * cfg.n_layers)
+        init_weights(self, cfg.n_layers)
+        self.ngram = NGramEmbedding(cfg.ngram, cfg.n_symbols, cfg.width) if cfg.ngram else None  # last: the rest starts equal without it
+        if self.ngram is not None: init_weights(self.ngram, cfg.n_layers)
 
     def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
         "Token + position (+ n-gram) embeddings"
@@ -201,7 +208,7 @@ def n_parameters(model: nn.Module) -> int:
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters())
 
-# %% ../nbs/03_gpt.ipynb #fd5dfc30
+# %% ../nbs/03_gpt.ipynb #79c4775b
 def choose(
     logits: Float[Tensor, "b v"],
     temperature: float = 1.0,  # 0: the likeliest
@@ -211,7 +218,9 @@ def choose(
     "Draw one character per row"
     if temperature == 0: return logits.argmax(-1)
     logits = logits / temperature
-    if top_k is not None: logits = logits.masked_fill(logits < logits.topk(min(top_k, logits.shape[-1])).values[:, -1:], -torch.inf)
+    if top_k is not None:
+        best = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, best.indices, best.values)
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
@@ -229,7 +238,6 @@ def read_prompts(
     return torch.cat(logits)
 
 
-@torch.inference_mode()
 def sample(
     model: ContextualGPT,
     prompt: Int[Tensor, "p s"],  # prompts, at least one character each
@@ -240,9 +248,14 @@ def sample(
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "p g t"]:  # prompt and continuation
     "Continue every prompt g times; raises `ValueError` for an empty prompt or settings that make no sense"
-    if prompt.shape[1] < 1 or n < 1: raise ValueError(f"a prompt of {prompt.shape[1]} and {n} new characters: both need at least one")
-    if temperature < 0 or (top_k is not None and top_k < 1): raise ValueError(f"temperature {temperature} must not be negative and top_k {top_k} must be at least 1")
-    was_training, _ = model.training, model.eval()
+    if min(*prompt.shape, n, g) < 1: raise ValueError(f"{prompt.shape[0]} prompts of {prompt.shape[1]}, {n} new characters, {g} samples: all need at least one")
+    if not temperature >= 0 or (top_k is not None and top_k < 1): raise ValueError(f"temperature {temperature} must not be negative and top_k {top_k} must be at least 1")
+    with eval_mode(model), torch.inference_mode(): out = _sample(model, prompt, n, g, temperature, top_k, generator)
+    return rearrange(out.clone(), "(p g) t -> p g t", g=g)  # a clone made here is an ordinary tensor: one may train on it
+
+
+def _sample(model, prompt, n, g, temperature, top_k, generator):
+    "The loop of `sample`, over rows (p · g)"
     context = model.cfg.context
     out = torch.empty(len(prompt) * g, prompt.shape[1] + n, dtype=torch.long, device=prompt.device)
     out[:, : prompt.shape[1]] = prompt.repeat_interleave(g, 0)
@@ -256,22 +269,22 @@ def sample(
             cache = model.new_cache(len(out))
             logits = read_prompts(model, out[:, t + 1 - max(1, context // 2) : t + 1], cache)
         else: logits = model.head(model.hidden(out[:, t : t + 1], cache)[:, -1])
-    model.train(was_training)
-    return rearrange(out, "(p g) t -> p g t", g=g)
+    return out
 
-# %% ../nbs/03_gpt.ipynb #5cf2f6ea
+# %% ../nbs/03_gpt.ipynb #690a5af3
 @patch
 @torch.no_grad()
 def attention_logit_max(
     self: ContextualGPT,
     ids: Int[Tensor, "b t"],
 ) -> Float[Tensor, "l h"]:
-    "The largest causal attention logit q·k/√k of each layer and head"
-    x, out = self.embed(ids), []
-    future = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).triu(1)
-    for block in self.blocks:
-        q, k, _ = block.attention.heads(block.norm1(x))
-        logits = q @ k.mT / math.sqrt(q.shape[-1])
-        out.append(logits.masked_fill(future, -torch.inf).amax((0, 2, 3)))
-        x = block(x)
+    "The largest causal attention logit q·k/√k of each layer and head, without dropout"
+    future, out = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).triu(1), []
+    with eval_mode(self):
+        x = self.embed(ids)
+        for block in self.blocks:
+            q, k, _ = block.attention.heads(block.norm1(x))
+            logits = q @ k.mT / math.sqrt(q.shape[-1])
+            out.append(logits.masked_fill(future, -torch.inf).amax((0, 2, 3)))
+            x = block(x)
     return torch.stack(out)

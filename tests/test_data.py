@@ -26,6 +26,7 @@ def test_vocab_round_trip_and_refusals():
     for bad in ["s", "<s>", ""]:
         with pytest.raises(ValueError, match="special symbols"): CharVocab("ab", ["<s>", bad])
     with pytest.raises(ValueError, match="twice"): CharVocab("aba")
+    with pytest.raises(ValueError, match="neither one character nor"): vocab["<x>"]
 
 
 def test_markov_table_against_its_definition():
@@ -74,7 +75,7 @@ def test_markov_draw_follows_its_rows():
     assert (src.sample(100, 3) == src.sample(100, 3)).all() and (src.sample(100, 3) != src.sample(100, 4)).any()
 
 
-@pytest.mark.parametrize("bad", [dict(n_symbols=1), dict(n_symbols=27), dict(n_classes=3), dict(order=0), dict(order=6)])
+@pytest.mark.parametrize("bad", [dict(n_symbols=1), dict(n_symbols=27), dict(n_classes=3), dict(order=0), dict(order=6), dict(floor=0.0), dict(floor=-1.0), dict(floor=2.0), dict(concentration=0.0)])
 def test_markov_refuses(bad):
     with pytest.raises(ValueError): MarkovSource(**bad)
 
@@ -88,6 +89,7 @@ def test_files_are_read_exactly_or_refused(tmp_path):
     with pytest.raises(ValueError, match="0xff at position 3"): read_text(tmp_path / "bad.txt")
     with pytest.raises(FileNotFoundError, match="nowhere.txt"): load_corpus(tmp_path / "nowhere.txt")
     with pytest.raises(ValueError, match="is no corpus"): load_corpus("tinyshakespear")
+    with pytest.raises(ValueError, match="takes no settings, got n"): load_corpus("pydocs", n=3)
     with pytest.raises(KeyError, match="no column 'text'"):
         (tmp_path / "r.jsonl").write_text('{"story": "x"}\n')
         load_corpus("hf:json", data_files=str(tmp_path / "r.jsonl"), cache_dir=str(tmp_path / "c"))
@@ -121,23 +123,37 @@ def test_download_is_whole_or_nothing(server, tmp_path):
     digest = hashlib.sha256(b"to be or not to be").hexdigest()
     path = tmp_path / "cache" / "t.txt"
     with pytest.raises(ValueError, match="expected 0000"): download(server + "/ok", path, "0000")
-    with pytest.raises(Exception, match="IncompleteRead"): download(server + "/broken", path, digest)
+    with pytest.raises(OSError, match="IncompleteRead"): download(server + "/broken", path, digest)
     with pytest.raises(OSError, match="no answer within|timed out"): download(server + "/hang", path, digest, seconds=0.5)
     assert not list(tmp_path.rglob("*.txt*"))
     assert download(server + "/ok", path, digest).read_bytes() == b"to be or not to be"
     assert [p.name for p in path.parent.iterdir()] == ["t.txt"]
 
 
-def test_auto_without_file_or_network(monkeypatch, tmp_path):
+@pytest.mark.parametrize("error", [OSError, TimeoutError, ValueError])
+def test_auto_without_file_or_network(monkeypatch, tmp_path, error):
     "Falls back to pydocs, says so, and asks the network only once an hour"
     asked = []
+
+    def fail(*args):
+        asked.append(1)
+        raise error("no route")
+
     monkeypatch.delenv("REFINE_NB_DATA", raising=False)
     monkeypatch.setenv("REFINE_NB_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "download", lambda *a, **k: asked.append(1) or (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.setattr(data, "download", fail)
     for _ in range(2):
         with pytest.warns(UserWarning, match="'auto' is 'pydocs'.*no route"): corpus = load_corpus("auto")
     assert corpus.name == "pydocs" and "chosen by auto" in corpus.note and len(asked) == 1
     with pytest.raises(FileNotFoundError, match="REFINE_NB_DATA"): load_corpus("tinyshakespeare")
+
+
+def test_auto_with_an_unwritable_cache(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    monkeypatch.delenv("REFINE_NB_DATA", raising=False)
+    monkeypatch.setenv("REFINE_NB_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr(data, "SHAKESPEARE_URL", "http://127.0.0.1:9/nobody-listens")
+    with pytest.warns(UserWarning, match="'auto' is 'pydocs'"): assert load_corpus("auto").name == "pydocs"
 
 
 def test_a_foreign_tinyshakespeare_is_refused(monkeypatch, tmp_path):
@@ -172,8 +188,17 @@ def test_windows_are_the_text(tmp_path):
     torch.rand(3)  # the global random state is none of its business
     assert torch.equal(next(Windows(ids, 7, 5000, 2, seed=1)), batch)
     assert not torch.equal(next(Windows(ids, 7, 5000, 2, seed=2)), batch)
+    with pytest.raises(ValueError, match="another text"): Windows(ids + 1, 7, 5000, 2).load_state_dict(stream.state_dict())
+    with pytest.raises(ValueError, match="context or size"): Windows(ids, 7, 50, 2).load_state_dict(stream.state_dict())
     targets = eval_windows(ids, 7)[:, 1:].flatten()
     assert torch.equal(targets, torch.arange(1, 99))
     for context, ahead in [(100, 1), (0, 1), (5, 0)]:
         with pytest.raises(ValueError): eval_windows(ids, context, ahead)
     with pytest.raises(ValueError, match="empty"): Windows(ids, 7, 0)
+
+
+def test_a_periodic_source_settles():
+    "Two symbols that nearly always alternate: the chain of period 2 has entropy near 0 and the uniform distribution"
+    src = MarkovSource(n_symbols=2, order=1, n_classes=2, floor=0.01, concentration=0.05, seed=1)
+    p = src.table
+    assert np.allclose(src.stationary, np.array([p[1, 0], p[0, 1]]) / (p[0, 1] + p[1, 0]), atol=1e-9)

@@ -90,7 +90,7 @@ def test_choose_is_the_distribution():
     assert (choose(logits.expand(5, 4), temperature=0.0) == 0).all()
 
 
-@pytest.mark.parametrize("bad", [dict(temperature=-1.0), dict(top_k=0), dict(n=0)])
+@pytest.mark.parametrize("bad", [dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(n=0), dict(g=0)])
 def test_sample_refuses(model, bad):
     with pytest.raises(ValueError): sample(model, random_ids(1, 3), **dict(n=2) | bad)
 
@@ -106,25 +106,60 @@ def test_ngram_embedding_is_one_matrix_on_a_concatenation():
 
 
 def test_attention_logit_max_against_hooks(model):
+    "Also: no dropout, no draw and no change of mode while training"
     ids, seen = random_ids(2, 9), []
     hooks = [b.attention.register_forward_pre_hook(lambda m, args: seen.append(m.heads(args[0])[:2])) for b in model.blocks]
     model(ids)
     want = torch.stack([torch.stack([max((q[b, h, t] @ k[b, h, s]) / 8**0.5 for b in range(2) for t in range(9) for s in range(t + 1)) for h in range(2)]) for q, k in seen])
     for h in hooks: h.remove()
     assert torch.allclose(model.attention_logit_max(ids), want, atol=1e-4)
+    noisy = ContextualGPT(GPTConfig(11, context=16, dropout=0.5, n_layers=1, n_heads=1, width=8))
+    assert torch.equal(noisy.attention_logit_max(ids), noisy.attention_logit_max(ids)) and noisy.training
+    before = torch.get_rng_state()
+    noisy.attention_logit_max(ids)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_precision_touches_linear_maps_only(model):
-    ids = random_ids(2, 10)
-    exact = model(ids)
+def test_precision_touches_linear_maps_only(model, monkeypatch):
+    "Attention and norms see fp32 only; the weights and their gradients stay fp32; the maps see bfloat16"
+    ids, seen, maps = random_ids(2, 10), [], []
+    exact, attention, linear = model(ids), F.scaled_dot_product_attention, F.linear
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kw: seen.extend(x.dtype for x in args) or attention(*args, **kw))
+    monkeypatch.setattr(F, "linear", lambda x, w, b=None: maps.append((x.dtype, w.dtype)) or linear(x, w, b))
+    for m in model.modules():
+        if isinstance(m, torch.nn.LayerNorm): m.register_forward_hook(lambda m, args, out: seen.extend([args[0].dtype, out.dtype]))
     set_precision(model, "bf16")
     rough = model(ids)
-    assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
+    assert set(seen) == {torch.float32} and len(seen) == 3 * 3 + 2 * 7
+    assert maps.count((torch.bfloat16, torch.bfloat16)) == len(maps) - 1 and maps[-1] == (torch.float32, torch.float32)  # the head
+    assert rough.dtype == torch.float32 and 0 < (rough - exact).abs().max() < 0.02 * exact.abs().max()
     rough.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in model.parameters())
     set_precision(model, "fp32")
     assert torch.equal(model(ids), exact)
     with pytest.raises(ValueError, match="none of fp32, bf16"): set_precision(model, "fp16")
+
+
+def test_samples_can_be_trained_on_and_modes_come_back(model):
+    model.train()
+    ids = sample(model, random_ids(2, 3), 5, g=2).flatten(0, 1)
+    model.log_probs(ids).sum().backward()
+    assert model.training and model.head.weight.grad is not None
+    with pytest.raises(IndexError): sample(model, random_ids(1, 3) + 100, 5)
+    assert model.training
+
+
+def test_ties_do_not_widen_top_k():
+    draws = choose(torch.zeros(1000, 8), top_k=2, generator=torch.Generator().manual_seed(0))
+    assert len(set(draws.tolist())) == 2
+
+
+def test_arms_with_and_without_ngram_start_equal():
+    models = []
+    for n in (0, 4):
+        torch.manual_seed(3)
+        models.append(ContextualGPT(GPTConfig(11, context=8, n_layers=2, n_heads=1, width=8, ngram=n)).state_dict())
+    assert all(torch.equal(v, models[1][k]) for k, v in models[0].items())
 
 
 def test_dropout_only_while_training():

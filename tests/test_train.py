@@ -1,20 +1,22 @@
 """The loop: an independent loop, bit-identical resumption after a real kill, golden losses, refusals"""
-import json
 import math
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import refine_nb.train as train_module
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import BadCheckpoint, NonFiniteLoss, TrainConfig, adamw, checkpoints, count_flops, cross_entropy, load_weights, lr_at, train
+from refine_nb.train import BadCheckpoint, NonFiniteLoss, TrainConfig, adamw, checkpoints, count_flops, cross_entropy, lr_at, train
 
 IDS = torch.from_numpy(MarkovSource().sample(5000))
 
@@ -125,7 +127,7 @@ def start(tmp_path, folder, out):
 
 
 def test_killed_twice_and_resumed(tmp_path):
-    "kill -9 in the middle of steps and of checkpoint writing: a third process ends with the weights of an unbroken run"
+    "kill -9 at some moment, twice, with a checkpoint every three steps: a third process ends with the weights of an unbroken run"
     for after in (20, 40):
         job = start(tmp_path, tmp_path / "killed", "killed.pt")
         for _ in range(after): job.stdout.readline()
@@ -170,28 +172,92 @@ def test_non_finite_stops_before_the_update(tmp_path):
             return super().__next__()
 
     run |= dict(batches=Breaking(IDS, 12, 4), objective=objective)
-    with pytest.raises(NonFiniteLoss, match="step 10; last good checkpoint: .*step-00000007") as error: train(**run, checkpoint_dir=tmp_path)
+    with pytest.raises(NonFiniteLoss, match="loss nan, gradient norm nan at step 10; last good checkpoint: .*step-00000007") as error: train(**run, checkpoint_dir=tmp_path)
     assert error.value.step == 10 and torch.equal(weights(run), run["batches"].before)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.safetensors", "rows.jsonl", "manifest.json"])
-@pytest.mark.parametrize("damage", ["truncated", "changed", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", *range(0, 100, 7)])
 def test_damaged_checkpoints_are_refused_by_name(tmp_path, file, damage):
-    train(**fresh(), checkpoint_dir=tmp_path)
+    "Cut in half, gone, or one bit flipped at some percentage of the file"
+    train(**fresh(steps=3), checkpoint_dir=tmp_path)
     path = checkpoints(tmp_path)[-1] / file
-    data = path.read_bytes()
+    data = bytearray(path.read_bytes())
     if damage == "missing": path.unlink()
-    else: path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-    if (file, damage) == ("manifest.json", "changed"): path.write_text(data.decode().replace("refine_nb checkpoint 1", "another format"))
-    with pytest.raises(BadCheckpoint, match=file if file != "manifest.json" else "step-00000020"): train(**fresh(), checkpoint_dir=tmp_path)
+    elif damage == "truncated": path.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) * damage // 100] ^= 1
+        path.write_bytes(data)
+    with pytest.raises(BadCheckpoint, match=file): train(**fresh(steps=3), checkpoint_dir=tmp_path)
 
 
 def test_foreign_checkpoints_are_refused(tmp_path):
     train(**fresh(), checkpoint_dir=tmp_path)
-    with pytest.raises(BadCheckpoint, match="other settings.*'lr': \\(0.003, 0.001\\)"): train(**fresh(lr=1e-3), checkpoint_dir=tmp_path)
-    with pytest.raises(BadCheckpoint, match="another model: blocks.0"): load_weights(ContextualGPT(GPTConfig(16, context=12, n_layers=2, n_heads=2, width=32)), checkpoints(tmp_path)[-1])
-    manifest = json.loads((checkpoints(tmp_path)[-1] / "manifest.json").read_text())
-    assert manifest["step"] == 20 and set(manifest["files"]) == {"model.safetensors", "training.safetensors", "rows.jsonl"}
+    shape = GPTConfig(16, context=12, n_layers=2, n_heads=2, width=16)
+    others = {"another run: model: .*n_heads': '1'": dict(model=ContextualGPT(replace(shape, n_heads=1))), "another run: model: .*dropout": dict(model=ContextualGPT(replace(shape, dropout=0.1))),
+              "another model: blocks.0": dict(model=ContextualGPT(replace(shape, width=32))), "another text": dict(batches=Windows(IDS.flip(0), 12, 4)),
+              "context or size": dict(batches=Windows(IDS, 12, 5)), "another run: parts": dict(batches=iter([]))}
+    for message, other in others.items():
+        with pytest.raises(BadCheckpoint, match=message): train(**fresh() | other, checkpoint_dir=tmp_path)
+    with pytest.raises(BadCheckpoint, match="settings.*'lr': 0.003.*'lr': 0.001"): train(**fresh(lr=1e-3), checkpoint_dir=tmp_path)
+    run = fresh()
+    with pytest.raises(BadCheckpoint, match="optimizer: AdamW there, SGD here"): train(**run, checkpoint_dir=tmp_path, optimizer=torch.optim.SGD(run["model"].parameters(), 0.1))
+    assert len(train(**fresh(checkpoint_every=3), checkpoint_dir=tmp_path)) == 20  # how often it is saved is free to change
+
+
+@pytest.mark.parametrize("broken, call", [("save_file", 0), ("save_file", 1), ("_sha256", 1), ("_sync", 0), ("_sync", 3), ("rename", 0)])
+def test_a_failure_while_writing_a_checkpoint_leaves_the_old_one(tmp_path, monkeypatch, broken, call):
+    "Each thing that writing does fails in turn; the next process finds the checkpoint before, and the same weights in the end"
+    whole, calls = fresh(dropout=0.2), []
+    go(whole)
+    target = (pathlib.Path, "rename") if broken == "rename" else (train_module, broken)
+    real = getattr(*target)
+
+    def fail(*args, **kwargs):
+        if len(list(tmp_path.glob("step-*"))) == 1: calls.append(1)  # the second checkpoint is being written
+        if len(calls) > call: raise OSError("disk full")
+        return real(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*target, fail)
+        with pytest.raises(OSError): go(fresh(dropout=0.2), checkpoint_dir=tmp_path)
+    assert [p.name for p in checkpoints(tmp_path)] in (["step-00000007"], ["step-00000007", "step-00000014"])
+    resumed = fresh(dropout=0.2)
+    assert len(go(resumed, 99, checkpoint_dir=tmp_path)) == 20
+    assert torch.equal(weights(whole), weights(resumed)) and not list(tmp_path.glob(".*"))
+
+
+def test_resumed_with_the_same_objects(tmp_path):
+    "An exception between two accumulated batches leaves gradients behind; the resumed run must not add to them"
+    whole, run, calls = fresh(accumulate=2), fresh(accumulate=2), []
+    train(**whole)
+
+    def failing(model, batch):
+        calls.append(1)
+        if len(calls) == 21: raise RuntimeError
+        return cross_entropy(model, batch)
+
+    with pytest.raises(RuntimeError): train(**run | dict(objective=failing), checkpoint_dir=tmp_path)
+    assert any(p.grad is not None for p in run["model"].parameters())
+    train(**run, checkpoint_dir=tmp_path)
+    assert torch.equal(weights(whole), weights(run))
+
+
+def test_starting_afresh_in_a_used_folder(tmp_path):
+    train(**fresh(), checkpoint_dir=tmp_path)
+    train(**fresh(steps=8, lr=1e-3), checkpoint_dir=tmp_path, resume=False)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000007", "step-00000008"]
+
+
+def test_judging_draws_without_being_noticed():
+    a, b = fresh(dropout=0.2), fresh(dropout=0.2, eval_every=3)
+    go(a), go(b, evaluate=lambda m: dict(val_x=torch.rand(3).sum()))
+    assert torch.equal(weights(a), weights(b))
+
+
+def test_metrics_may_not_take_the_loops_names():
+    def objective(model, batch): return cross_entropy(model, batch)[0], dict(lr=1.0)
+    with pytest.raises(ValueError, match="call a metric lr"): train(**fresh() | dict(objective=objective))
 
 
 def test_accumulated_halves_are_one_batch():

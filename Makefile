@@ -1,0 +1,53 @@
+# make demo | test | lab | docs | sweep SWEEP=experiments/sweeps/NAME.yaml | readme
+# Every target first makes a virtual environment in .venv (once; again when pyproject.toml or constraints.txt change).
+# PYTHON=/path/to/python3 chooses the interpreter, EXTRAS=dev,bench what is installed, SWEEP_FLAGS what `refine-nb sweep` gets besides.
+
+SHELL := /bin/sh
+VENV ?= .venv
+EXTRAS ?= dev
+PYTHON ?=
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-$(EXTRAS)
+
+# One thread a process: two kernels with two threads each are twenty times slower on two cores than with one each.
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab docs readme sweep clean
+
+help:
+	@sed -n 's/^# //p' Makefile | head -3
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  py="$$(PYTHON='$(PYTHON)' sh tools/find_python.sh)" || exit 1; \
+	  echo "making $(VENV) with $$py"; "$$py" -m venv --clear $(VENV); }
+	@$(BIN)/python -m pip --version | awk '{ split($$2, v, "."); exit v[1] < 23 }' || $(BIN)/python -m pip install --quiet "pip>=23"
+	@echo "installing refine_nb[$(EXTRAS)] with constraints.txt (the first time a few minutes: torch is large)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (refine_nb)" >/dev/null
+	@touch $@
+
+demo: $(READY)
+	@$(THREADS) $(BIN)/python tools/demo.py
+
+test: $(READY)
+	@$(THREADS) $(BIN)/python tools/check.py $(STEPS)
+
+lab: $(READY)
+	$(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+
+docs: $(READY)
+	@$(THREADS) $(BIN)/python tools/pages.py --render
+
+readme: $(READY)
+	@$(BIN)/python tools/readme.py
+
+sweep: $(READY)
+	@test -n "$(SWEEP)" || { echo "which sweep? make sweep SWEEP=experiments/sweeps/NAME.yaml; there are:" >&2; ls experiments/sweeps/*.yaml >&2; exit 2; }
+	@$(THREADS) $(BIN)/refine-nb sweep $(SWEEP) $(SWEEP_FLAGS)
+
+clean:
+	rm -rf build _proc _docs nbs/nbdev.yml nbs/sidebar.yml

@@ -1,0 +1,50 @@
+"""The command line, `refine-nb`; modules are imported when a command needs them, so that `--help` is quick."""
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Run sweeps of experiment notebooks, and judge claims by their results.")
+
+
+def stop(
+    error: Exception,  # a mistake of the user's, in words
+) -> typer.Exit:
+    "Say what is wrong, without a traceback"
+    typer.echo(f"refine-nb: {error}", err=True)
+    return typer.Exit(2)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep file, experiments/sweeps/NAME.yaml.")],
+    workers: Annotated[Optional[int], typer.Option(help="Runs at a time. Without it: one per core, or one where there is a GPU.")] = None,
+    results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the project's results/.")] = None,
+    runs: Annotated[Optional[Path], typer.Option(help="Keep records of runs here and not in the project's runs/.")] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Run stale rows again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and their estimated cost, run nothing.")] = False,
+):
+    "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
+    from refine_nb.runs import ParameterError
+    from refine_nb.sweep import SweepError, run_sweep
+    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run)
+    except (ParameterError, SweepError) as error: raise stop(error) from None
+    except KeyboardInterrupt: raise typer.Exit(130) from None
+    if {"failed", "blocked"} & set(ended.values()): raise typer.Exit(1)
+
+
+@app.command()
+def claims(
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if CLAIMS.md and the site's page disagree with the results.")] = False,
+    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+):
+    "Judge every claim card by results/ and write CLAIMS.md and the site's page."
+    from refine_nb.claims import CardError, write_claims
+    from refine_nb.runs import ParameterError
+    try: verdicts, stale = write_claims(root, check)
+    except (CardError, ParameterError) as error: raise stop(error) from None
+    for v in verdicts: typer.echo(f"{v.verdict:10}  {v.card['id']}  {v.why}")
+    if stale: raise stop(ValueError(f"{', '.join(stale)} disagree with results/: run `refine-nb claims` and commit what it writes"))
+
+
+if __name__ == "__main__": app()

@@ -1,0 +1,23 @@
+"""Shapes and types of the library are checked while the tests run (jaxtyping + beartype); the library itself does not check them"""
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do where a float is declared
+install_import_hook("refine_nb", "conftest.checked")
+
+
+@pytest.fixture(scope="session")
+def tinyshakespeare():
+    "The corpus, where its file is at hand; tests that need it are skipped, visibly, where it is not"
+    folder = os.environ.get("REFINE_NB_DATA")
+    if not folder: pytest.skip("REFINE_NB_DATA is not set: a folder that holds tinyshakespeare.txt")
+    if not Path(folder, "tinyshakespeare.txt").is_file(): pytest.skip(f"no tinyshakespeare.txt in REFINE_NB_DATA={folder}")
+    from refine_nb.data import load_corpus
+    return load_corpus("tinyshakespeare")

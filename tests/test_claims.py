@@ -1,0 +1,158 @@
+"""Verdicts: each is reached, none by accident, and the pages agree with the tables"""
+import json, math, subprocess, sys
+
+import pandas as pd
+import pytest
+import yaml
+
+from refine_nb.claims import CardError, check_card, decide, judge, read_cards, write_claims
+from refine_nb.runs import Interval, card_hash, card_hashes
+
+CARD = {"id": "c", "claim": "A is better than B.", "sweep": "s", "scope": {"preset": "cpu"}, "metric": "acc", "arm": {"model": "a"}, "controls": {"b": {"model": "b"}}, "rule": {"test": "paired", "at_least": 0.02, "n": 5}}
+FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exact", "within": [0.26, 0.28], "n": 1}}
+
+
+def rows(model, values, deterministic=False, card=CARD, **more):
+    "One row per value, the position is the random seed"
+    return [{"id": f"{model}{s}", "key": f"{model}{s}", "status": "ok", "stale": False, "parameters": "model seed preset", "model": model, "seed": s, "preset": "cpu", "acc": v, "started": "2030",
+             "acc_low": v - 0.02, "acc_high": v + 0.02, "acc_windows": 200, "deterministic": deterministic, "cards": json.dumps({"c": card_hash(card)})} | more for s, v in enumerate(values)]
+
+
+B = [0.50, 0.52, 0.54, 0.56, 0.58]
+
+
+@pytest.mark.parametrize("gains, verdict", [
+    ([0.050, 0.051, 0.049, 0.050, 0.052], "reproduced"),
+    ([0.000, 0.001, -0.001, 0.000, 0.002], "refuted"),
+    ([0.010, 0.030, 0.020, 0.025, 0.015], "open"),
+    ([0.050, 0.051, 0.049, 0.050], "open"),  # four seeds are no five
+])
+def test_each_verdict_over_seeds(gains, verdict):
+    found = judge(CARD, pd.DataFrame(rows("a", [b + g for b, g in zip(B, gains)]) + rows("b", B)))
+    assert found.verdict == verdict
+    assert bool(found.numbers) == (len(gains) == 5)
+
+
+def clear(**more): return rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)], **more) + rows("b", B)
+
+
+def test_a_card_changed_after_the_start_is_post_hoc_and_its_wording_is_free():
+    table = pd.DataFrame(clear())
+    assert judge(CARD | {"claim": "In other words."}, table).verdict == "reproduced"
+    for change in ({"rule": CARD["rule"] | {"at_least": 0.03}}, {"metric": "acc_low"}, {"controls": {"b": {"model": "b"}, "b again": {"model": "b"}}}):
+        assert judge(CARD | change, table).verdict == "post hoc"
+    late = table.assign(cards=[json.dumps({})] + list(table["cards"])[1:])  # one run began before there was a card
+    assert judge(CARD, late).verdict == "post hoc"
+
+
+def test_a_diverged_run_leaves_the_claim_open():
+    table = pd.DataFrame(clear())
+    table.loc[2, ["status", "acc"]] = ["diverged", math.nan]
+    assert judge(CARD, table).verdict == "open" and "1 of 5 runs diverged" in judge(CARD, table).why
+
+
+def test_seeds_beyond_the_rule_do_not_count():
+    more = pd.DataFrame(rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)] + [0.0] * 3) + rows("b", B + [0.9] * 3))
+    assert judge(CARD, more).numbers == judge(CARD, pd.DataFrame(clear())).numbers
+
+
+def test_it_must_hold_against_every_control():
+    card = CARD | {"controls": {"b": {"model": "b"}, "c": {"model": "c"}}}
+    better = rows("c", [b + 0.1 for b in B])
+    found = judge(card, pd.DataFrame([r | {"cards": json.dumps({"c": card_hash(card)})} for r in clear() + better]))
+    assert found.verdict == "refuted" and "against c" in found.why
+
+
+def test_choosing_between_runs_is_refused():
+    twice = pd.DataFrame(clear() + [r | {"precision": "bf16", "parameters": "model seed preset precision"} for r in rows("a", B)]).fillna({"precision": "fp32"})
+    with pytest.raises(CardError, match="leave open which precision"): judge(CARD, twice)
+    with pytest.raises(CardError, match="did you mean 'model'"): judge(CARD | {"arm": {"modl": "a"}}, twice)
+    with pytest.raises(CardError, match="did you mean 'acc'"): judge(CARD | {"metric": "accc"}, pd.DataFrame(clear()))
+
+
+@pytest.mark.parametrize("rule, verdict", [
+    ({"test": "exact", "within": [0.26, 0.28], "n": 1}, "reproduced"),
+    ({"test": "exact", "within": [0.28, 0.29], "n": 1}, "refuted"),
+    ({"test": "windows", "within": [0.2, 0.3], "n": 100}, "reproduced"),
+    ({"test": "windows", "within": [0.26, 0.28], "n": 100}, "open"),
+    ({"test": "windows", "at_least": 0.3, "n": 100}, "refuted"),
+    ({"test": "windows", "at_least": 0.3, "n": 300}, "open"),
+])
+def test_a_deterministic_method_is_judged_without_seeds(rule, verdict):
+    card = FIXED | {"rule": rule}
+    assert judge(card, pd.DataFrame(rows("count", [0.27], True, card))).verdict == verdict
+
+
+def test_two_deterministic_methods_differ_by_the_worst_case():
+    card = FIXED | {"rule": {"test": "windows", "at_least": 0.0, "n": 100}, "controls": {"other": {"model": "other"}}}
+    for gap, verdict in ((0.05, "reproduced"), (0.03, "open"), (-0.05, "refuted")):
+        assert judge(card, pd.DataFrame(rows("count", [0.5 + gap], True, card) + rows("other", [0.5], True, card))).verdict == verdict
+
+
+def test_pseudo_evidence_is_refused():
+    with pytest.raises(CardError, match="random seeds are no evidence"): judge(CARD, pd.DataFrame(rows("a", [0.9] * 5, True) + rows("b", B)))
+    with pytest.raises(CardError, match="depend on their random seed"): judge(FIXED, pd.DataFrame(rows("count", [0.27], False, FIXED)))
+    with pytest.raises(CardError, match="differs between random seeds"): judge(FIXED, pd.DataFrame(rows("count", [0.27, 0.271], True, FIXED)))
+
+
+def test_a_learner_against_a_fixed_bar():
+    card = CARD | {"controls": {"bar": {"model": "bar"}}, "rule": CARD["rule"] | {"test": "against_fixed"}}
+    table = pd.DataFrame(rows("a", [0.60, 0.61, 0.62, 0.61, 0.60], card=card) + rows("bar", [0.55], True, card))
+    assert judge(card, table).verdict == "reproduced" and judge(card, table).numbers["bar"].mean == pytest.approx(0.058)
+    mean = CARD | {"controls": {}, "rule": {"test": "mean", "at_least": 0.62, "n": 5}}
+    assert judge(mean, table.assign(cards=json.dumps({"c": card_hash(mean)}))).verdict == "refuted"
+
+
+@pytest.mark.parametrize("low, high, verdict", [(0.0, 1.0, "reproduced"), (-0.1, 1.0, "open"), (-1.0, -0.1, "refuted"), (0.5, 1.1, "open"), (1.1, 2.0, "refuted"), (-math.inf, math.inf, "open")])
+def test_the_edge_of_the_region(low, high, verdict): assert decide(Interval(0.5, low, high, 5), {"within": [0.0, 1.0]}) == verdict
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"rule": {"test": "paired", "at_least": 0, "n": 4}}, "at least 5"),
+    ({"rule": {"test": "windows", "at_least": 0, "n": 99}}, "at least 100"),
+    ({"rule": {"test": "paired", "n": 5}}, "exactly one of"),
+    ({"rule": {"test": "paired", "at_least": 0, "at_most": 1, "n": 5}}, "exactly one of"),
+    ({"rule": {"test": "pared", "at_least": 0, "n": 5}}, "did you mean 'paired'"),
+    ({"rule": {"test": "paired", "at_lest": 0, "n": 5}}, "did you mean 'at_least'"),
+    ({"controls": {}}, "needs controls"),
+    ({"rule": {"test": "mean", "at_least": 0, "n": 5}}, "compares with nothing"),
+    ({"metric": ""}, "metric is missing"),
+])
+def test_a_card_that_leaves_something_open_is_refused(change, says):
+    check_card(CARD)
+    with pytest.raises(CardError, match=says): check_card(CARD | change)
+
+
+@pytest.fixture
+def project(tmp_path):
+    for folder in ("experiments/claims", "results/s", "nbs"): (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "experiments" / "claims" / "c.yaml").write_text(yaml.safe_dump(CARD))
+    pd.DataFrame(clear()).to_csv(tmp_path / "results" / "s" / "runs.csv", index=False)
+    return tmp_path
+
+
+def test_the_pages_agree_or_the_check_fails(project):
+    (verdict,), _ = write_claims(project)
+    assert verdict.verdict == "reproduced" and write_claims(project / "nbs", check=True)[1] == []
+    assert "### c: reproduced" in (project / "CLAIMS.md").read_text() and (project / "nbs" / "claims.qmd").read_text().startswith("---\ntitle: Claims\n---\n")
+    (project / "CLAIMS.md").write_text((project / "CLAIMS.md").read_text().replace("reproduced", "refuted"))
+    assert write_claims(project, check=True)[1] == ["CLAIMS.md"]
+    command = [sys.executable, "-m", "refine_nb._cli", "claims", "--check", "--root", str(project)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "CLAIMS.md disagree" in done.stderr and "Traceback" not in done.stderr
+    write_claims(project)
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_stale_rows_are_counted_on_the_page(project):
+    pd.DataFrame(clear(stale=True)).to_csv(project / "results" / "s" / "runs.csv", index=False)
+    (verdict,), _ = write_claims(project)
+    assert verdict.stale == 5 and "5 of the rows are stale" in (project / "CLAIMS.md").read_text()
+
+
+def test_a_project_without_results_has_open_claims(project):
+    (project / "results" / "s" / "runs.csv").unlink()
+    assert write_claims(project)[0][0].verdict == "open"
+    (project / "experiments" / "claims" / "d.yaml").write_text(yaml.safe_dump(CARD))
+    with pytest.raises(CardError, match="two cards have the id 'c'"): read_cards(project / "experiments" / "claims")
+    assert card_hashes(project / "experiments" / "claims") == {"c": card_hash(CARD)}

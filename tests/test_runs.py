@@ -1,0 +1,280 @@
+"""Records of runs: identity, recording, adoption, publication, tables, intervals"""
+import ast, json, math, os, subprocess, sys, time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from refine_nb import runs as R
+from refine_nb.runs import ParameterError, Run, adopt, bootstrap_interval, code_hash, flat, let_go, mean_interval, new_attempt, paired_interval, publish, published, read_curves, read_rows, read_runs, run_id, run_key
+from toy_project import PARAMETERS, toy_cells, write_notebook
+
+
+# --- identity --------------------------------------------------------------------------------------------------------
+
+LIBRARY = {"model.py": 'from .maths import add\nfrom .plots import draw\ndef f(x):\n    "Doc"\n    return add(x, 1)\n', "maths.py": "def add(a, b): return a + b\n", "plots.py": "colour = 1\n", "unused.py": "x = 1\n", "__init__.py": "v = 1\n"}
+EDITS = [
+    ("model.py", "def f(x):\n    \"Doc\"", "def f(x):\n    # why\n    \"Another text\"", False),
+    ("model.py", "return add(x, 1)", "return add(x, 2)", True),
+    ("maths.py", "a + b", "a - b", True),          # reached through model
+    ("plots.py", "colour = 1", "colour = 2", False), # only watches
+    ("unused.py", "x = 1", "x = 2", False),          # not reached
+    ("__init__.py", "v = 1", "v = 2", False),
+]
+
+
+@pytest.mark.parametrize("file, old, new, changes", EDITS)
+def test_library_code_changes_the_id_and_words_do_not(tmp_path, file, old, new, changes):
+    package = tmp_path / "lib"
+    package.mkdir()
+    for name, text in LIBRARY.items(): (package / name).write_text(text)
+    notebook = write_notebook(tmp_path / "n.ipynb", [("%matplotlib inline\nimport lib.model as m", []), ("y = m.f(1)", [])])
+    before = code_hash(notebook, package)
+    (package / file).write_text(LIBRARY[file].replace(old, new))
+    assert (package / file).read_text() != LIBRARY[file]
+    assert (code_hash(notebook, package) != before) is changes
+
+
+@pytest.mark.parametrize("statement", ["import refine_nb.maths", "from refine_nb.maths import *", "from refine_nb import maths", "def late():\n    from refine_nb.maths import add"])
+def test_every_form_of_import_is_followed(statement): assert set(R._imported(ast.parse(statement), "refine_nb")) >= {"maths"}
+
+
+def test_a_code_hash_means_the_same_under_every_python():
+    source = "class A[T](B): x: int = 1" if sys.version_info >= (3, 12) else "class A(B): x: int = 1"
+    assert R.canonical(ast.parse("def f(a, *, k=None): return f'{a!r}' if k is None else b''")) == (
+        "Module(body=[FunctionDef(name=str:'f',args=arguments(args=[arg(arg=str:'a')],kwonlyargs=[arg(arg=str:'k')],kw_defaults=[Constant(value=NoneType:None)]),"
+        "body=[Return(value=IfExp(test=Compare(left=Name(id=str:'k',ctx=Load()),ops=[Is()],comparators=[Constant(value=NoneType:None)]),"
+        "body=JoinedStr(values=[FormattedValue(value=Name(id=str:'a',ctx=Load()),conversion=int:114)]),orelse=Constant(value=bytes:b'')))])])")
+    assert R.canonical(ast.parse(source)).startswith("Module(body=[ClassDef(name=str:'A'")
+
+
+def test_key_sees_the_question_and_id_the_answer():
+    one, two = {"warm_start": "run:aaaa"}, {"warm_start": "run:bbbb"}
+    assert run_key("e", one, None, {"aaaa": "k"}) == run_key("e", two, None, {"bbbb": "k"}) != run_key("e", two, None, {"bbbb": "other"})
+    assert run_id("code", one, None) != run_id("code", two, None)
+    assert len({run_id("code", {}, None), run_id("code", {}, "text"), run_id("edoc", {}, None), run_id("code", {"seed": 1}, None)}) == 4
+
+
+def test_int_for_float_is_one_id_and_true_is_no_int(tmp_path):
+    spec = R.read_parameters(write_notebook(tmp_path / "n.ipynb", [("a = 0.5\nb: int | None = None\nc = False", ["parameters"])]))
+    assert run_id("", R.resolve(spec, {"a": 1}), None) == run_id("", R.resolve(spec, {"a": 1.0}), None)
+    assert R.resolve(spec, {"b": None}) == {"a": 0.5, "b": None, "c": False}
+    for given in ({"b": True}, {"c": 0}, {"a": "1"}, {"b": 2.0}):
+        with pytest.raises(ParameterError, match="is of type"): R.resolve(spec, given)
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def project(tmp_path):
+    write_notebook(tmp_path / "experiments" / "toy.ipynb", toy_cells())
+    return tmp_path
+
+
+def start(project, **params):
+    "A run of the toy experiment, recorded in this process"
+    values = {"mode": "fine", "seed": 0, "steps": 4, "pause": 0.0, "warm_start": None} | params
+    return R.start_run("toy", values, root=project)
+
+
+def test_a_record_says_everything(project):
+    run = start(project, seed=3)
+    for step in (1, 2): run({"step": step, "loss": np.float32(0.5), "tokens": 100 * step, "flops": 7 * step})
+    (run.dir / "figure.txt").write_text("kept")
+    folder = run.finish({"x": float("nan"), "y": 2}, windows={"w": np.linspace(0, 1, 150)}, deterministic=True, tokens_generated=5)
+    record = json.loads((folder / "run.json").read_text(), parse_constant=pytest.fail)
+    assert folder == project / "runs" / record["id"] and record["status"] == "ok" and record["params"]["seed"] == 3
+    assert (record["tokens_seen"], record["tokens_generated"], record["flops"]) == (200, 5, 14)
+    assert record["metrics"]["x"] is None and record["non_finite"] == ["x"] and record["metrics"]["w_windows"] == 150
+    assert record["metrics"]["w"] == pytest.approx(0.5) and record["metrics"]["w_low"] < 0.5 < record["metrics"]["w_high"]
+    assert record["files"] == ["figure.txt"] and record["deterministic"] and not record["as_saved"]
+    assert {"key", "experiment", "corpus", "versions", "commit", "dirty", "device", "host", "threads", "cpu_seconds", "wall_seconds", "started", "cards", "dependencies"} <= set(record)
+    assert [r["loss"] for r in read_rows(folder / "metrics.jsonl")] == [0.5, 0.5]
+
+
+def test_what_finish_refuses(project):
+    run = start(project)
+    with pytest.raises(ValueError, match="may not be called key, seed"): run.finish({"seed": 1, "key": 2})
+    with pytest.raises(TypeError, match="did you mean 'tokens_seen'"): run.finish({}, token_seen=1)
+    with pytest.raises(ValueError, match="at least 100"): run.finish({}, windows={"w": [1.0, 2.0]})
+    assert not list((project / "runs").glob("*/run.json"))
+    run.finish({"x": 1})
+    with pytest.raises(RuntimeError, match="ok already"): run.finish({"x": 1})
+
+
+def test_what_start_run_refuses(project):
+    with pytest.raises(ParameterError, match="was not given pause, warm_start"): R.start_run("toy", {"mode": "fine", "seed": 0, "steps": 4}, root=project)
+    with pytest.raises(ParameterError, match="did you mean 'toy'"): R.start_run("toi", {}, root=project)
+    with pytest.raises(ParameterError, match="PRESETS in this kernel"): R.start_run("toy", {}, presets={"cpu": {}}, root=project)
+    with pytest.raises(ParameterError, match="is not in"): start(project, warm_start="run:0123456789abcdef")
+    with pytest.raises(ParameterError, match="is of type str"): start(project, seed="1")
+
+
+def test_a_context_publishes_a_divergence_and_nothing_else(project):
+    from refine_nb.train import NonFiniteLoss
+    assert issubclass(NonFiniteLoss, FloatingPointError)  # what `train` raises
+    with pytest.raises(FloatingPointError):
+        with start(project, seed=1): raise FloatingPointError("nan at step 3")
+    with pytest.raises(KeyError):
+        with start(project, seed=2): raise KeyError("mistake")
+    record, = [json.loads(p.read_text()) for p in (project / "runs").glob("*/run.json")]
+    assert (record["status"], record["error"], record["params"]["seed"]) == ("diverged", "nan at step 3", 1)
+
+
+# --- adoption and publication --------------------------------------------------------------------------------------
+
+def dead_attempt(project, rows, checkpoint=b"c"):
+    "An attempt that was killed: its rows, a row cut short, a checkpoint"
+    run = start(project)
+    for row in rows: run(row)
+    with open(run.rows, "a") as f: f.write('{"step": 99, "lo')
+    (run.checkpoint_dir / "last").write_bytes(checkpoint)
+    let_go(run.dir)
+    return run.dir
+
+
+def test_a_new_attempt_goes_on_where_a_dead_one_stopped(project):
+    old = dead_attempt(project, [{"step": s, "loss": float(s)} for s in (1, 2, 3)])
+    text = (old / "metrics.jsonl").read_text().replace('"cpu_seconds": 0.0', '"cpu_seconds": 50.0')
+    (old / "metrics.jsonl").write_text("".join(json.dumps(json.loads(line) | {"cpu_seconds": 50.0}) + "\n" for line in text.split("\n")[:-1]) + '{"cut')
+    run = start(project)
+    assert not old.exists() and (run.checkpoint_dir / "last").read_bytes() == b"c"
+    run.on_resume(2)
+    run({"step": 3, "loss": 30.0, "cpu_seconds": 0.1})  # a loop's own clock starts with its process, the record's does not
+    rows = read_rows(run.rows)
+    assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)] and rows[-1]["cpu_seconds"] >= 50
+    run.on_resume(0)  # a second training in the same run starts at its own zero: rows of this process stay
+    assert len(read_rows(run.rows)) == 3
+
+
+def test_an_attempt_that_starts_over_drops_adopted_rows(project):
+    dead_attempt(project, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
+    run = start(project)
+    run({"step": 1, "loss": 9.0})
+    assert [(r["step"], r["loss"]) for r in read_rows(run.rows)] == [(1, 9.0)]
+
+
+HOLDER = "import sys, time; from pathlib import Path; from refine_nb.runs import new_attempt; f = new_attempt(Path(sys.argv[1]), 'id'); (f / 'metrics.jsonl').touch(); print(f, flush=True); time.sleep(60)"
+
+
+def test_a_living_attempt_is_left_alone_and_a_dead_one_is_not(tmp_path):
+    other = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    folder, mine = Path(other.stdout.readline().strip()), new_attempt(tmp_path, "id")
+    begun = time.monotonic()
+    assert adopt(mine) is False and folder.exists() and time.monotonic() - begun < 5  # nothing to wait for
+    other.kill()
+    other.wait()
+    assert adopt(mine) is True and not folder.exists()
+
+
+def test_an_orphan_kernel_is_waited_for(tmp_path):
+    "The creator is dead, but a process it started still holds the attempt: adopted when that ends, not before"
+    folder, mine = new_attempt(tmp_path, "id"), new_attempt(tmp_path, "id")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    let_go(folder)
+    orphaned = folder.rename(folder.with_name(folder.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")))
+    (orphaned / "metrics.jsonl").touch()
+    kernel = subprocess.Popen([sys.executable, "-c", "import os, sys, fcntl, time; fd = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(fd, fcntl.LOCK_SH); print(1, flush=True); time.sleep(1)", str(orphaned)], stdout=subprocess.PIPE)
+    kernel.stdout.readline()
+    assert adopt(mine, wait=0.2) is False and orphaned.exists()
+    assert adopt(mine, wait=20) is True and kernel.wait() == 0
+
+
+def test_publication_happens_once_and_saved_code_wins(project):
+    runs, target = project / "runs", project / "runs" / "id"
+    def attempt(mark, as_saved):
+        folder = new_attempt(runs, "id")
+        (folder / "run.json").write_text(json.dumps({"mark": mark, "as_saved": as_saved}))
+        return folder
+    assert publish(attempt(1, False), target) and published(target) is None
+    assert not publish(attempt(2, False), target)
+    assert publish(attempt(3, True), target) and published(target)["mark"] == 3
+    assert not publish(attempt(4, True), target) and published(target)["mark"] == 3
+
+
+SHELL = '''
+import json, sys
+from IPython.core.interactiveshell import InteractiveShell
+shell, cells = InteractiveShell.instance(), json.loads(sys.argv[1])
+for cell in cells: shell.run_cell(cell, store_history=True).raise_error()
+'''
+
+
+@pytest.mark.parametrize("change, as_saved", [
+    (lambda cells: cells, True),
+    (lambda cells: ["print('looking around')", cells[0], "1 + 1", *cells[1:]], True),
+    (lambda cells: [cells[0], cells[1].replace("x = 1", "x = 2"), cells[2]], False),
+    (lambda cells: [cells[1], cells[0], cells[2]], False),
+])
+def test_code_that_is_not_in_the_file_is_noticed(tmp_path, change, as_saved):
+    cells = ["import os\nseed = 0", "x = 1", "from refine_nb.runs import start_run\nstart_run('n', {'seed': 0}).finish({'x': x})"]
+    write_notebook(tmp_path / "experiments" / "n.ipynb", [("seed = 0", ["parameters"]), *((c, []) for c in cells)])
+    done = subprocess.run([sys.executable, "-c", SHELL, json.dumps(change(cells))], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    record, = [json.loads(p.read_text()) for p in tmp_path.glob("runs/*/run.json")]
+    assert record["as_saved"] is as_saved
+
+
+def test_a_library_edited_under_a_living_kernel_is_noticed(tmp_path, monkeypatch):
+    notebook = write_notebook(tmp_path / "n.ipynb", [("from refine_nb.data import load_corpus", [])])
+    newest = (R.PACKAGE / "data.py").stat().st_mtime
+    monkeypatch.setattr(R, "_IMPORTED", newest + 1)
+    assert not R._edited_since_import(notebook)
+    monkeypatch.setattr(R, "_IMPORTED", newest - 1)
+    assert R._edited_since_import(notebook)
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+def record(id, key, started, **params):
+    "A run.json with little in it"
+    return {"id": id, "key": key, "experiment": "e", "status": "ok", "params": params, "metrics": {"loss": 1.0}, "corpus": None, "started": started}
+
+
+def test_a_table_reads_back_what_was_written(tmp_path):
+    rows = [flat(record("12e4567890123456", "k1", "2030", name="NA", lr=None)), flat(record("0000000000000012", "k2", "2030", name="None", lr=0.1))]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    table = read_runs(tmp_path)
+    assert list(table["id"]) == ["12e4567890123456", "0000000000000012"] and list(table["name"]) == ["NA", "None"] and math.isnan(table["lr"][0])
+    pd.DataFrame({"id": table["id"], "step": 1, "lr": [0.3, 0.4], "val_loss": 2.0}).to_csv(tmp_path / "curves.csv", index=False)
+    curves = read_curves(tmp_path)
+    assert list(curves["lr"]) == [0.3, 0.4] and curves["lr_param"][1] == 0.1 and list(curves["name"]) == ["NA", "None"]
+
+
+def test_one_row_a_key_fresh_before_stale_then_the_latest(tmp_path):
+    rows = [flat(record(i, k, s)) | {"stale": stale} for i, k, s, stale in (("a", "1", "2031", True), ("b", "1", "2030", False), ("c", "2", "2030", True), ("d", "2", "2031", True))]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    table = read_runs(tmp_path)
+    assert list(table["id"]) == ["b", "d"] and table.attrs["stale"] == 1 and len(read_runs(tmp_path, every=True)) == 4
+    with pytest.raises(FileNotFoundError, match="no runs in"): read_runs(tmp_path / "nowhere")
+
+
+# --- intervals -----------------------------------------------------------------------------------------------------
+
+def test_student_intervals_are_scipys():
+    a, b = np.random.default_rng(0).normal(size=(2, 7))
+    for ours, theirs in ((mean_interval(a), stats.ttest_1samp(a, 0)), (paired_interval(a, b), stats.ttest_rel(a, b))):
+        assert (ours.low, ours.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+        assert ours.n == 7
+
+
+def test_pairs_are_made_by_seed_and_not_by_position():
+    a, b = pd.Series({2: 20.0, 1: 10.0, 9: 5.0}), {1: 9.0, 2: 18.0, 3: 0.0}
+    assert paired_interval(a, b).mean == pytest.approx(1.5) and paired_interval(a, b).n == 2
+    with pytest.raises(ValueError, match="no random seed in common"): paired_interval({1: 1.0}, {2: 1.0})
+    with pytest.raises(ValueError, match="cannot be paired"): paired_interval([1.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="or neither"): paired_interval({1: 1.0}, [1.0])
+
+
+def test_bootstrap_repeats_follows_skew_and_refuses_few():
+    x = np.random.default_rng(0).exponential(size=300)
+    interval = bootstrap_interval(x)
+    assert interval == bootstrap_interval(list(x)) and interval.high - interval.mean > interval.mean - interval.low
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * x.std() / 300 ** 0.5, rel=0.1)
+    assert bootstrap_interval([2.0] * 100)[:3] == (2.0, 2.0, 2.0)
+    for bad, says in (([1.0] * 99, "at least 100"), ([float("nan")] * 100, "100 of 100 values are not finite")):
+        with pytest.raises(ValueError, match=says): bootstrap_interval(bad)
+    with pytest.raises(ValueError, match="at least 1"): mean_interval([])

@@ -1,0 +1,345 @@
+"""Sweeps under fire: processes are really killed, sweeps really run at once."""
+import json, os, random, shutil, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from refine_nb.runs import ParameterError, read_curves, read_runs
+from refine_nb.sweep import SweepError, make_plan, merge, read_sweep, read_table
+from toy_project import BODY, PARAMETERS, Toy, gone, kill, toy_cells, worker_of, write_notebook
+
+
+@pytest.fixture
+def toy(tmp_path): return Toy(tmp_path)
+
+
+def complete(toy, runs, sweep="s"):
+    "All runs are published and in the table, whole, once"
+    table = read_runs(toy.root / "results" / sweep, every=True)
+    assert len(toy.published()) >= runs and len(table) == runs and table["id"].is_unique
+    curves = read_curves(toy.root / "results" / sweep)
+    for id, curve in curves.groupby("id"): assert list(curve["step"]) == [1, 2, 3, 4], id
+    assert set(curves["id"]) == set(table["id"])
+    assert (table["x"] == 4 * (table["seed"] + 1)).all()
+    return table.set_index("id")
+
+
+# --- killing ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("victim", ["worker", "kernel"])
+def test_a_killed_process_costs_no_finished_step(toy, victim):
+    sweep = toy.sweep("  - {seed: [0, 1], pause: 0.4}")
+    driver = toy.start("sweep", sweep, "--workers", 2)
+    folder, row = toy.at_work()
+    kill(worker_of(folder) if victim == "worker" else int(row["pid"]))
+    out, err = driver.communicate(timeout=60)
+    assert driver.returncode == 0, out + err
+    table = complete(toy, 2)
+    hit = folder.parent.name
+    assert table["resumed_from"][hit] >= 2 and table["resumed_from"].drop(hit).tolist() == [0]
+    assert sorted(toy.executions()) == sorted([*table.index, hit])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
+def test_a_killed_driver_leaves_no_process_and_the_next_one_goes_on(toy):
+    sweep = toy.sweep("  - {seed: 0}\n  - {seed: [1, 2], pause: 0.5}")
+    driver = toy.start("sweep", sweep, "--workers", 1)
+    toy.wait_for(lambda: toy.published())
+    finished = {p: p.stat().st_mtime_ns for p in toy.root.glob("runs/[!.]*/*")}
+    folder, row = toy.at_work()
+    kill(driver.pid)
+    driver.communicate()
+    toy.wait_for(lambda: gone(worker_of(folder)) and gone(int(row["pid"])), 10)
+    code, out, err = toy.run("sweep", sweep, "--workers", 1)
+    assert code == 0 and "3 runs, 1 done, 2 to run" in out, out + err
+    table = complete(toy, 3)
+    assert table["resumed_from"][folder.parent.name] >= 2
+    assert finished == {p: p.stat().st_mtime_ns for p in finished}
+
+
+def test_ctrl_c_says_how_to_resume(toy):
+    sweep = toy.sweep("  - {seed: 0, pause: 5.0}")
+    driver = toy.start("sweep", sweep)
+    toy.wait_for(lambda: toy.executions())
+    attempt = next(toy.root.glob("runs/.attempts/*/*-*-*"))
+    os.killpg(driver.pid, signal.SIGINT)
+    out, err = driver.communicate(timeout=20)
+    assert driver.returncode == 130 and f"refine-nb sweep {sweep}" in out and "Traceback" not in out + err
+    assert gone(worker_of(attempt)) and not toy.published()
+
+
+def test_each_way_to_end(toy):
+    "An error, a divergence, a run that always kills its worker: the neighbour finishes, nothing is tried too often"
+    sweep = toy.sweep("  - {mode: [fine, error, diverges, kills_worker]}")
+    code, out, err = toy.run("sweep", sweep, "--workers", 2)
+    ids = {h["params"]["mode"]: i for i, h in make_plan(sweep).heads.items()}
+    assert code == 1, out + err
+    assert {m: toy.executions().count(i) for m, i in ids.items()} == {"fine": 1, "error": 1, "diverges": 1, "kills_worker": 3}
+    assert {toy.published()[ids[m]]["status"] for m in ("fine",)} == {"ok"} and toy.published()[ids["diverges"]]["status"] == "diverged"
+    assert set(toy.published()) == {ids["fine"], ids["diverges"]}
+    failed = {m: (toy.root / "runs" / ".failed" / ids[m] / "traceback.txt").read_text() for m in ("error", "kills_worker")}
+    assert "KeyError" in failed["error"] and "worker died, 3 times" in failed["kills_worker"]
+    table = read_runs(toy.root / "results" / "s").set_index("mode")
+    assert table["status"].to_dict() == {"fine": "ok", "diverges": "diverged"} and table["threads"].tolist() == [1, 1]
+    assert all(any(l.startswith(w) and ids[m] in l for l in out.split("\n")) for w, m in (("ok", "fine"), ("failed", "error"), ("diverged", "diverges"), ("failed", "kills_worker")))
+    assert "100%" in err and "Traceback" not in out + err
+    errors_only = toy.sweep("  - {mode: [fine, error, diverges]}")
+    assert toy.run("sweep", errors_only)[0] == 1  # the next sweep tries the error again, and only that
+    assert {m: toy.executions().count(ids[m]) for m in ("fine", "error", "diverges")} == {"fine": 1, "error": 2, "diverges": 1}
+
+
+def test_two_drivers_share_the_work(toy):
+    sweep = toy.sweep("  - {seed: [0, 1, 2], pause: 0.1}")
+    drivers = [toy.start("sweep", sweep, "--workers", 1) for _ in range(2)]
+    ends = [(d.communicate(timeout=90), d.returncode) for d in drivers]
+    assert [code for _, code in ends] == [0, 0], ends
+    table = complete(toy, 3)
+    assert sorted(toy.executions()) == sorted(table.index)
+
+
+LOOP = '''
+import json, sys
+from pathlib import Path
+from refine_nb.runs import Run, new_attempt, digest
+from refine_nb.sweep import merge
+root, start = Path(sys.argv[1]), int(sys.argv[2])
+print("ready", flush=True)
+for i in range(start, start + 100000):
+    id = digest(i)
+    head = {"id": id, "key": id, "experiment": "loop", "params": {"i": i}, "corpus": None, "dependencies": {}, "cards": {}, "as_saved": True}
+    run = Run(head, new_attempt(root / "runs", id), root / "none.ipynb", lambda: True, False)
+    for step in (1, 2, 3): run({"step": step, "val_x": i})
+    for part in range(40): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
+    run._close({"x": i}, {}, "ok", False, None)
+    merge(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", {}, [])
+'''
+
+
+def test_at_whatever_moment_it_is_killed_nothing_is_half_there(tmp_path):
+    "Publishing and merging in a loop, killed at random moments; then every run is whole and every row has its curve"
+    (tmp_path / "none.ipynb").write_text('{"cells": []}')
+    dice = random.Random(0)
+    for round in range(8):
+        process = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path), str(round * 100000)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(dice.uniform(0.05, 0.4))
+        process.kill()
+        process.wait()
+        folders = [p for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")]
+        for folder in folders:
+            record = json.loads((folder / "run.json").read_text())
+            assert len(record["files"]) == 40 and all((folder / name).stat().st_size == 1000 for name in record["files"])
+            assert len((folder / "metrics.jsonl").read_text().split("\n")) == 4
+        rows, curves = (read_table(tmp_path / "results" / f"{n}.csv") for n in ("runs", "curves"))
+        ids = [r["id"] for r in rows]
+        assert len(set(ids)) == len(ids) and set(ids) <= {f.name for f in folders}
+        assert all([c["id"] for c in curves].count(i) == 3 for i in ids)
+    assert len(folders) > 20
+
+
+# --- one id, one truth ---------------------------------------------------------------------------------------------
+
+def test_papermill_and_the_sweep_give_one_id(toy):
+    done = subprocess.run([sys.executable, "-m", "papermill", "experiments/toy.ipynb", "out.ipynb", "-k", "python3", "-p", "seed", "7"], cwd=toy.root, env=toy.env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    (id, record), = toy.published().items()
+    assert record["as_saved"] and record["params"]["seed"] == 7
+    code, out, _ = toy.run("sweep", toy.sweep("  - {seed: 7}"), cwd="/")
+    assert code == 0 and "1 done, 0 to run" in out and toy.executions() == [id]
+    assert complete(toy, 1).index[0] == id
+
+
+def test_a_stale_row_is_listed_and_rerun_only_on_request(toy):
+    sweep = toy.sweep("  - {seed: 0}")
+    toy.run("sweep", sweep)
+    first = set(complete(toy, 1).index)
+    write_notebook(toy.notebook, toy_cells(body="# a comment\n" + BODY, report="print('prettier')"))
+    assert not make_plan(sweep).stale and not make_plan(sweep).todo
+    write_notebook(toy.notebook, toy_cells(body=BODY + "\nextra = 1"))
+    code, out, _ = toy.run("sweep", sweep)
+    assert code == 0 and f"stale   {first.copy().pop()}" in out and len(toy.executions()) == 1
+    assert read_runs(toy.root / "results" / "s").attrs["stale"] == 1
+    assert toy.run("sweep", sweep, "--refresh")[0] == 0
+    fresh = read_runs(toy.root / "results" / "s")
+    assert len(fresh) == 1 and not first & set(fresh["id"]) and fresh.attrs["stale"] == 0
+    assert len(read_runs(toy.root / "results" / "s", every=True)) == 2
+
+
+@pytest.mark.parametrize("after, error", [
+    ("seed = 5", "seed: asked 3, the notebook has 5"),                       # assigned after the parameters cell, before start_run
+    (None, "id: asked"),                                                      # a notebook that writes its own record
+])
+def test_what_ran_is_what_was_asked_or_it_is_refused(toy, after, error):
+    forged = BODY.replace('run = start_run("toy", globals())', after + '\nrun = start_run("toy", globals())') if after else '''
+import json, os
+from pathlib import Path
+(Path(os.environ["REFINE_NB_REQUEST"]).parent / "record.json").write_text(json.dumps({"id": "0", "params": {}, "status": "ok", "as_saved": True, "error": None}))
+'''
+    write_notebook(toy.notebook, toy_cells(body=forged, report=""))
+    code, out, _ = toy.run("sweep", toy.sweep("  - {seed: 3}"))
+    kept = next(toy.root.glob("runs/.failed/*/traceback.txt")).read_text()
+    assert code == 1 and not toy.published() and error in kept
+
+
+def test_a_tag_lost_after_planning_is_caught_in_the_kernel(toy):
+    "papermill runs the defaults under the requested label when the tag `parameters` is gone; the run refuses"
+    from refine_nb._pool import execute_one
+    from refine_nb.sweep import request
+    plan = make_plan(toy.sweep("  - {seed: 3}"))
+    spec = request(plan, plan.todo[0])
+    write_notebook(toy.notebook, [(PARAMETERS, []), (BODY, [])])
+    os.environ["TOY_LOG"] = str(toy.log)
+    outcome, text = execute_one(spec)
+    assert outcome == "failed" and "0 cells carry the tag `parameters`" in text and not toy.published()
+    with pytest.raises(ParameterError, match="exactly one must"): make_plan(toy.sweep("  - {seed: 3}"))
+
+
+# --- runs that build on runs ---------------------------------------------------------------------------------------
+
+def test_a_dependency_runs_first_is_shared_and_comes_back_alone(toy):
+    toy.sweep("  - {seed: [0, 1]}", "base")
+    sweep = toy.sweep("  - {seed: [10, 11], warm_start: {sweep: base, where: {seed: 1}}}")
+    code, out, err = toy.run("sweep", sweep, "--workers", 1)
+    assert code == 0, out + err
+    base, = [i for i, r in toy.published().items() if r["params"]["seed"] == 1]
+    tuned = {i for i, r in toy.published().items() if r["params"]["seed"] >= 10}
+    assert toy.executions()[0] == base and len(toy.executions()) == 3 and len(tuned) == 2
+    assert set(read_runs(toy.root / "results" / "s")["x"]) == {4 + 44, 4 + 48} and list(read_runs(toy.root / "results" / "base")["id"]) == [base]
+    assert {r["params"]["warm_start"] for i, r in toy.published().items() if i in tuned} == {f"run:{base}"}
+    more = toy.sweep("  - {seed: [10, 11, 12], warm_start: {sweep: base, where: {seed: 1}}}")
+    assert len(make_plan(more).todo) == 1  # the run it builds on is there
+    shutil.rmtree(toy.root / "runs" / base / "checkpoints")
+    assert not make_plan(toy.sweep("  - {seed: [10, 11], warm_start: {sweep: base, where: {seed: 1}}}")).todo  # all rows stand, nobody needs it
+    more = toy.sweep("  - {seed: [10, 11, 12], warm_start: {sweep: base, where: {seed: 1}}}")
+    assert make_plan(more).todo[0] == base
+    code, out, err = toy.run("sweep", more, "--workers", 1)
+    assert code == 0 and len(toy.executions()) == 5 and toy.executions()[3] == base, out + err
+    assert len(read_runs(toy.root / "results" / "s")) == 3 and len(read_runs(toy.root / "results" / "base")) == 1
+
+
+def test_a_dependent_of_a_diverged_run_is_blocked(toy):
+    toy.sweep("  - {mode: diverges}", "base")
+    code, out, _ = toy.run("sweep", toy.sweep("  - {warm_start: {sweep: base, where: {mode: diverges}}}"))
+    assert code == 1 and "blocked" in out and len(toy.executions()) == 1
+
+
+# --- refused before anything runs ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("text, says", [
+    ("  - {sede: 1}", "did you mean 'seed'"),
+    ("  - {seed: one}", "declares int"),
+    ("  - {seed: [0, 1.5]}", "declares int"),
+    ("  - {pause: 1e-3, seed: '1'}", "seed = '1'"),
+    ("  - {seed: []}", "empty list"),
+    ("  - {seed: 1, seed: 2}", "stands twice"),
+    ("  - {warm_start: {sweep: bse, where: {}}}", "did you mean 'base'"),
+    ("  - {warm_start: {sweep: base, where: {sed: 0}}}", "did you mean 'seed'"),
+    ("  - {warm_start: {sweep: base, where: {mode: fine}}}", "2 runs of 'base'"),
+    ("  - {warm_start: {sweep: s, where: {steps: 4}}}", "builds on itself"),
+    ("  - {warm_start: {swep: base}}", "write {sweep: NAME"),
+])
+def test_a_mistake_in_the_file_is_refused(toy, text, says):
+    toy.sweep("  - {seed: [0, 1]}", "base")
+    with pytest.raises((SweepError, ParameterError), match=says.replace("{", r"\{")): make_plan(toy.sweep(text))
+    assert not (toy.root / "runs").exists() and not (toy.root / "results").exists()
+
+
+def test_numbers_with_an_exponent_are_numbers(toy):
+    assert read_sweep(toy.sweep("  - {pause: [1e-3, 2E4, -1e+2, 1.5e2]}")).entries == [{"pause": p} for p in (1e-3, 2e4, -100.0, 150.0)]
+
+
+@pytest.mark.parametrize("parameters, says", [
+    ("seed = 0\nlr = 2 * 3", "NAME = literal"),
+    ("seed = 0\nsteps = None", "steps: int = None"),
+    ("Seed = 0", "lower-case"),
+    ("preset = 'cpu'\nPRESETS = {'cpu': {'sed': 1}}", "no parameter 'sed'"),
+    ("preset = 'cpu'\nseed = 0\nPRESETS = {'cpu': {'seed': 1}}", "seed: int = None"),
+    ("preset = 'gpu'\nPRESETS = {'cpu': {}}", "no preset 'gpu'"),
+])
+def test_a_parameters_cell_that_leaves_anything_open_is_refused(toy, parameters, says):
+    write_notebook(toy.notebook, toy_cells(parameters))
+    with pytest.raises((SweepError, ParameterError), match=says): make_plan(toy.sweep("  - {}"))
+
+
+def test_the_command_line_is_friendly(toy):
+    code, out, err = toy.run("sweep", toy.sweep("  - {sede: 1}"))
+    assert code == 2 and "did you mean 'seed'" in err and "Traceback" not in err
+    code, out, err = toy.run("sweep", toy.root / "experiments" / "sweeps" / "z.yaml")
+    assert code == 2 and "no sweep 'z'" in err
+
+
+def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
+    from refine_nb import data
+    load = data.load_corpus
+    monkeypatch.setattr(data, "load_corpus", lambda name: load("pydocs" if name == "auto" else name))  # as where there is no network
+    write_notebook(toy.notebook, toy_cells(PARAMETERS + 'corpus = "auto"'))
+    with pytest.raises(SweepError, match="names its corpus"): make_plan(toy.sweep("  - {}"))
+    with pytest.raises(SweepError, match="cannot be read"): make_plan(toy.sweep("  - {corpus: missing.txt}"))
+    (toy.root / "mine.txt").write_text("some words " * 200)
+    head, = make_plan(toy.sweep("  - {corpus: mine.txt}")).heads.values()
+    assert head["corpus"]["name"] == "mine" and head["params"]["corpus"] == "mine.txt"
+    elsewhere, = make_plan(toy.sweep("  - {}"), results=tmp_path_factory.mktemp("results")).heads.values()
+    assert elsewhere["params"]["corpus"] == elsewhere["corpus"]["name"] == "pydocs"
+
+
+def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
+    git = lambda *a: subprocess.run(["git", "-C", toy.root, "-c", "user.name=t", "-c", "user.email=t@t", *a], check=True, capture_output=True)
+    card = toy.root / "experiments" / "claims" / "c.yaml"
+    card.parent.mkdir()
+    card.write_text("id: c\nclaim: words\nsweep: s\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
+    sweep = toy.sweep("  - {seed: 0}")
+    with pytest.raises(SweepError, match="commit first"): make_plan(sweep)
+    git("init", "-q")
+    git("add", "experiments")
+    git("commit", "-qm", "all")
+    assert len(make_plan(sweep).todo) == 1
+    card.write_text(card.read_text().replace("words", "other words"))
+    assert len(make_plan(sweep).todo) == 1
+    card.write_text(card.read_text().replace("at_least: 1", "at_least: 2"))
+    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+    assert len(make_plan(sweep, results=tmp_path_factory.mktemp("results")).todo) == 1
+    card.unlink()
+    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+    card.write_text("claim: without a name\n")
+    with pytest.raises(ParameterError, match="c.yaml: a claim card is a mapping"): make_plan(sweep)
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+def fake(runs, seed, **metrics):
+    "A published run, made by hand"
+    record = {"id": f"{seed:016x}", "key": f"k{seed}", "experiment": "toy", "status": "ok", "params": {"model": "m", "seed": seed}, "metrics": metrics, "corpus": None, "cards": {}, "cpu_seconds": 10.0 + seed, "started": "2030"}
+    (runs / record["id"]).mkdir(parents=True)
+    (runs / record["id"] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "val_loss": null, "non_finite": ["val_loss"]}\n')
+    return record
+
+
+def test_the_table_does_not_depend_on_the_order_of_ending(tmp_path):
+    records = [fake(tmp_path / "runs", 10, loss=1.0), fake(tmp_path / "runs", 2, share=0.5), fake(tmp_path / "runs", 3, share=0.4, loss=1e-7)]
+    for name, order in (("a", records), ("b", records[::-1])):
+        for r in order: merge(tmp_path / name, [r], tmp_path / "runs", {}, [])
+    assert [(tmp_path / "a" / f).read_bytes() for f in ("runs.csv", "curves.csv")] == [(tmp_path / "b" / f).read_bytes() for f in ("runs.csv", "curves.csv")]
+    table = read_runs(tmp_path / "a")
+    assert list(table["seed"]) == [2, 3, 10] and table["loss"].tolist()[1:] == [1e-7, 1.0] and table["id"].tolist()[0] == f"{2:016x}"
+    assert list(read_curves(tmp_path / "a")["step"]) == [2, 2, 2]
+
+
+def test_merging_keeps_what_stands(tmp_path):
+    first = fake(tmp_path / "runs", 1, loss=1.0)
+    merge(tmp_path / "t", [first], tmp_path / "runs", {}, [])
+    merge(tmp_path / "t", [first | {"metrics": {"loss": 9.0}}], tmp_path / "runs", {"k1": "other"}, [])
+    row, = read_table(tmp_path / "t" / "runs.csv")
+    assert row["loss"] == "1.0" and row["stale"] == "True"
+
+
+def test_the_estimate_comes_from_like_runs(toy):
+    from refine_nb.sweep import show
+    sweep = toy.sweep("  - {seed: [0, 1, 2]}\n  - {seed: 0, steps: 9}")
+    plan = make_plan(sweep)
+    done = [h | {"status": "ok", "metrics": {}, "cards": {}, "cpu_seconds": c, "started": "2030"} for h, c in zip(plan.heads.values(), (40.0, 60.0))]
+    for d in done: (toy.root / "runs" / d["id"]).mkdir(parents=True)
+    merge(plan.results / "s", done, toy.root / "runs", {}, [])
+    text = show(make_plan(sweep))
+    assert "4 runs, 2 done, 2 to run, about 50 CPU-s (1 of unknown cost)" in text and text.count("about 50 CPU-s") == 2
+    code, out, _ = toy.run("sweep", sweep, "--dry-run")
+    assert code == 0 and text in out and not toy.executions()

@@ -1,0 +1,97 @@
+"""The scripts behind `make`: each complaint that they can make is provoked once"""
+import shutil
+import subprocess
+
+import check
+import nbformat
+import pages
+import pytest
+import readme
+from conftest import ROOT
+
+
+@pytest.fixture
+def site(tmp_path):
+    "Two staged pages, as nbdev leaves them for Quarto"
+    folder = tmp_path / "_proc"
+    folder.mkdir()
+    (tmp_path / "_quarto.yml").touch()
+    (folder / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, sidebar.yml]")
+    (folder / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb]}}")
+    write(folder / "index.ipynb", "# Home\n\n[data](01_data.ipynb#words), [the same](/data.html#words), [elsewhere](https://example.org/x)")
+    write(folder / "01_data.ipynb", "# Data\n\n## Words\n\n$e = m$ [up](#data)")
+    return folder
+
+
+def write(path, *cells):
+    "A notebook of markdown cells"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells]), path)
+
+
+def test_a_whole_site_has_no_complaints(site):
+    assert pages.check_site(site) == []
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("[x](02_nothing.ipynb)", "there is no 02_nothing.ipynb"), ("[x](/data.html#nowhere)", "no heading with the id nowhere"), ("![x](figure.png)", "there is no figure.png"),
+    ("[x](#nowhere)", "index.ipynb has no heading"), ("<div>\n\nnever closed", "unclosed")])
+def test_broken_pages_are_found(site, text, complaint):
+    write(site / "index.ipynb", text)
+    assert any(found.startswith("index.ipynb") and complaint in found for found in pages.check_site(site))
+
+
+def test_a_markdown_page_belongs_to_the_site(site):
+    (site / "claims.qmd").write_text("---\ntitle: Claims\n---\n\n## One\n\n[gone](03_gone.ipynb)")
+    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, claims.qmd]}}")
+    assert pages.check_site(site) == ["claims.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
+
+
+def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(site):
+    write(site / "02_more.ipynb", "# More")
+    (site.parent / "_quarto.yml").unlink()
+    found = pages.check_site(site)
+    assert any("02_more.ipynb" in line for line in found) and any("_quarto.yml, which is not there" in line for line in found)
+
+
+def test_links_are_rewritten_for_the_top_of_the_repository(tmp_path, monkeypatch):
+    (tmp_path / "nbs").mkdir()
+    write(tmp_path / "nbs/index.ipynb", "[a](01_data.ipynb) [b](../LOG.md) [c](https://example.org) [d](#here)")
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    assert "[a](nbs/01_data.ipynb) [b](LOG.md) [c](https://example.org) [d](#here)" in readme.render()[0]
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    "A copy of what `sync` looks at, for a test to spoil"
+    for folder in ("nbs", "refine_nb", "experiments"): shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_sync_finds_a_module_edited_by_hand(copy, capsys):
+    module = copy / "refine_nb/plots.py"
+    module.write_text(module.read_text().replace("nats per character", "bits"))
+    assert not check.sync()[0] and "refine_nb/plots.py" in capsys.readouterr().out
+
+
+def test_sync_finds_a_notebook_that_is_not_clean(copy, capsys):
+    notebook = nbformat.read(copy / "nbs/06_plots.ipynb", 4)
+    notebook.cells[2].metadata["scrolled"] = True
+    nbformat.write(notebook, copy / "nbs/06_plots.ipynb")
+    assert not check.sync()[0] and "nbs/06_plots.ipynb" in capsys.readouterr().out
+
+
+def test_find_python_refuses_with_a_way_out():
+    done = subprocess.run(["sh", ROOT / "tools/find_python.sh"], env={"PATH": "", "PYTHON": "no-such-python"}, executable=shutil.which("sh"), capture_output=True, text=True)
+    assert done.returncode == 1 and "PYTHON=no-such-python" in done.stderr
+    done = subprocess.run(["sh", ROOT / "tools/find_python.sh"], env={"PATH": ""}, executable=shutil.which("sh"), capture_output=True, text=True)
+    assert done.returncode == 1 and "make PYTHON=" in done.stderr
+
+
+def test_shapes_are_checked_while_tests_run():
+    import torch
+    from jaxtyping import TypeCheckError
+    from refine_nb.trigram import NGram
+    model = NGram.fit(torch.tensor([0, 1, 0, 1]), 2, 1)
+    with pytest.raises(TypeCheckError): model.log_probs(torch.tensor([0, 1]))  # one dimension where (b, t) is declared

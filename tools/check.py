@@ -1,0 +1,97 @@
+"""Everything `make test` does, step by step: python tools/check.py [sync] [notebooks] [tests] [experiments] [pages]"""
+import os, shutil, subprocess, sys, tempfile, time
+from pathlib import Path
+from xml.etree import ElementTree
+
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent  # of the environment that runs this script, so that its tools are the ones called
+
+
+def call(*command, cwd: Path = ROOT) -> bool:
+    "Run one command, its output passing through; True if it ended well"
+    name, *rest = map(str, command)
+    return subprocess.run([BIN / name, *rest], cwd=cwd, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def sync() -> tuple[bool, str]:
+    "Exporting and cleaning a copy of the repository changes none of its notebooks and modules"
+    with tempfile.TemporaryDirectory() as tmp:
+        for folder in ("nbs", "refine_nb", "experiments"):
+            shutil.copytree(ROOT / folder, Path(tmp, folder), ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copy(ROOT / "pyproject.toml", tmp)
+        before = {f: f.read_bytes() for f in Path(tmp).rglob("*") if f.suffix in (".ipynb", ".py")}
+        ok = all([call("nbdev-export", cwd=tmp), call("nbdev-clean", cwd=tmp), call("nbdev-clean", "--fname", "experiments", cwd=tmp)])
+        after = {f: f.read_bytes() for f in Path(tmp).rglob("*") if f.suffix in (".ipynb", ".py")}
+        changed = sorted(f.relative_to(tmp).as_posix() for f in before | after if before.get(f) != after.get(f))
+    for f in changed: print(f"  {f} is not what nbdev-export and nbdev-clean make of the notebooks: run both, then look at the difference")
+    return ok and not changed, f"{len(changed)} files differ"
+
+
+def notebooks() -> tuple[bool, str]:
+    "Every cell of nbs/ runs, assertions included; two notebooks at a time"
+    return call("nbdev-test", "nbs", "--n-workers", 2, "--timing"), f"{len(list((ROOT / 'nbs').glob('*.ipynb')))} notebooks"
+
+
+def tests() -> tuple[bool, str]:
+    "pytest over tests/"
+    report = ROOT / "build/tests.xml"
+    report.unlink(missing_ok=True)
+    ok = call("python", "-m", "pytest", "tests", "-q", "-rs", "--durations=5", "-p", "no:cacheprovider", f"--junitxml={report}")
+    counts = ElementTree.parse(report).getroot()[0].attrib if report.exists() else {"errors": "1"}
+    return ok, ", ".join(f"{counts.get(what, 0)} {what}" for what in ("tests", "failures", "errors", "skipped"))
+
+
+def smoke_sweep(notebook: Path) -> dict:
+    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov, sized by the smoke preset"
+    from refine_nb.runs import read_parameters
+    from refine_nb.sweep import read_yaml
+    sized = read_parameters(notebook).presets["smoke"]
+    sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
+    entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
+    chosen = [{k: v[end] if isinstance(v, list) else v for k, v in entry.items() if k not in sized} for entry in entries or [{}] for end in (0, -1)]
+    runs = [{**entry, "preset": "smoke", "corpus": "markov"} for entry in chosen]
+    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if run not in runs[:i]]}
+
+
+def experiments() -> tuple[bool, str]:
+    "Every experiment notebook in its smoke preset, through the sweep runner, into build/smoke"
+    folder, ok, found = ROOT / "build/smoke", True, sorted((ROOT / "experiments").glob("*.ipynb"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for notebook in found:
+        file = folder / f"{notebook.stem}.yaml"
+        file.write_text(yaml.safe_dump(smoke_sweep(notebook)))
+        ok &= call("refine-nb", "sweep", file, "--results", folder / "results", "--runs", folder / "runs")
+    return ok, f"{len(found)} notebooks"
+
+
+def pages() -> tuple[bool, str]:
+    "Every page of the documentation parses; its sidebar is complete and its links lead somewhere"
+    return call("python", "tools/pages.py"), "parsed, not rendered"
+
+
+STEPS = [sync, notebooks, tests, experiments, pages]
+
+
+def main(names: list[str]) -> int:
+    "Run the steps named, or all, each with the time it took; 1 if any failed"
+    unknown = set(names) - {step.__name__ for step in STEPS}
+    if unknown: sys.exit(f"no step named {', '.join(sorted(unknown))}; there are {', '.join(s.__name__ for s in STEPS)}")
+    lines, failed = [], 0
+    for step in STEPS:
+        if names and step.__name__ not in names: continue
+        print(f"\n=== {step.__name__}: {step.__doc__}", flush=True)
+        start = time.time()
+        ok, note = step()
+        failed += not ok
+        lines.append(f"{'passed' if ok else 'FAILED'}  {step.__name__:<12} {time.time() - start:6.1f} s  {note}")
+        print(lines[-1], flush=True)
+    print("\n=== summary", *lines, f"{len(lines) - failed} of {len(lines)} steps passed", sep="\n")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"): os.environ.setdefault(name, "1")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""The documentation: `python tools/pages.py` parses every page and checks sidebar and links, `--render` makes the site too"""
+import json, os, re, shutil, subprocess, sys
+from pathlib import Path
+from urllib.parse import unquote
+
+import nbformat, pypandoc, yaml
+from nbdev.config import get_config
+from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
+from nbdev.quarto_render import render_quarto
+from nbdev.serve import proc_nbs
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOSE = ("README.md", "CONTRIBUTING.md", "LOG.md", "CLAIMS.md")  # pages outside the site
+
+
+def stage() -> Path:
+    "What nbdev does before it calls Quarto; returns the folder of staged pages"
+    refresh_quarto_yml()
+    nbdev_sidebar.__wrapped__()
+    pages = proc_nbs(n_workers=0, force=True)
+    if not get_config().git_url:  # nbdev writes its "source" links even where no repository address is known
+        for page in pages.glob("*.ipynb"): page.write_text(re.sub(r"\[source\]\(/blob/[^\n]*?\\n", r"\\n", page.read_text()))
+    return pages
+
+
+def pandoc(text: str, *options: str) -> tuple[str, str]:
+    "Pandoc's output, and its complaints, warnings included"
+    command = [pypandoc.get_pandoc_path(), "--fail-if-warnings", *options]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, encoding="utf-8")
+    return done.stdout, done.stderr.strip()
+
+
+def prose(page: Path) -> str:
+    "A page's markdown: of a notebook its cells and its markdown outputs"
+    if page.suffix == ".qmd": return page.read_text()
+    parts = []
+    for cell in nbformat.read(page, 4).cells:
+        if cell.cell_type == "markdown": parts.append(cell.source)
+        for output in cell.get("outputs", []): parts.append(output.get("data", {}).get("text/markdown", ""))
+    return "\n\n".join(parts)
+
+
+def parse(page: Path) -> str:
+    "Pandoc's complaints about a staged page; cleaned outputs have no execution count, and pandoc insists on one"
+    if page.suffix == ".qmd": return pandoc(page.read_text(), "-f", "markdown", "-t", "html", "--mathjax")[1]
+    nb = nbformat.read(page, 4)
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "execute_result": output.execution_count = output.execution_count or 0
+    return pandoc(nbformat.writes(nb), "-f", "ipynb", "-t", "html", "--mathjax")[1]
+
+
+def elements(tree, *kinds: str):
+    "Every element of these kinds in a pandoc document"
+    if isinstance(tree, dict) and tree.get("t") in kinds: yield tree["c"]
+    for value in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
+        yield from elements(value, *kinds)
+
+
+def anchors_and_targets(markdown: str, reader: str = "markdown") -> tuple[set[str], list[str], str]:
+    "The ids of a page's headings, the targets of its links and images, and pandoc's complaints"
+    document, complaint = pandoc(markdown, "-f", reader, "-t", "json")
+    tree = json.loads(document or "{}")
+    ids = {c[1][0] for c in elements(tree, "Header")} | {c[0][0] for c in elements(tree, "Div", "Span")}
+    return ids, [c[2][0] for c in elements(tree, "Link", "Image")], complaint
+
+
+def broken(target: str, page: str, folder: Path, ids: dict[str, set[str]]) -> str:
+    "Why a link of `page` leads nowhere; the empty string if it leads somewhere"
+    if re.match(r"[a-z][a-z0-9+.-]*:", target): return ""  # another site: not followed
+    path, _, anchor = unquote(target).lstrip("/").partition("#")
+    path = path or page
+    if path not in ids and not (folder / path).exists(): return f"{target}: there is no {path}"
+    if anchor and path in ids and anchor not in ids[path]: return f"{target}: {path} has no heading with the id {anchor}"
+    return ""
+
+
+def check_site(pages: Path) -> list[str]:
+    "Complaints about the staged pages: parsing, sidebar, links"
+    found, ids, targets = [], {}, {}
+    for name in yaml.safe_load((pages / "_quarto.yml").read_text())["metadata-files"]:
+        if not (pages / name).exists(): found.append(f"_quarto.yml includes {name}, which is not there")
+    staged = sorted([*pages.glob("*.ipynb"), *pages.glob("*.qmd")])
+    listed = yaml.safe_load((pages / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    if sorted(listed) != [page.name for page in staged]: found.append(f"sidebar.yml lists {listed}, the pages are {[page.name for page in staged]}")
+    for page in staged:
+        ids[page.name], targets[page.name], text = anchors_and_targets(prose(page))
+        found += [f"{page.name}: {complaint}" for complaint in (parse(page), text) if complaint]
+    html = {re.sub(r"^\d+[a-z]?_", "", Path(name).stem) + ".html": name for name in ids}
+    for page, links in targets.items():
+        everywhere = ids | {rendered: ids[name] for rendered, name in html.items()}
+        found += [f"{page}: {why}" for link in links if (why := broken(link, page, pages, everywhere))]
+    return found
+
+
+def check_loose(root: Path) -> list[str]:
+    "Complaints about the markdown files at the top of the repository"
+    found = []
+    for file in (root / name for name in LOOSE if (root / name).exists()):
+        ids, targets, complaint = anchors_and_targets(file.read_text(), "gfm")
+        if complaint: found.append(f"{file.name}: {complaint}")
+        found += [f"{file.name}: {why}" for link in targets if (why := broken(link, file.name, root, {file.name: ids}))]
+    return found
+
+
+def render(root: Path, pages: Path) -> None:
+    "The site through Quarto, into `doc_path`"
+    out = get_config().doc_path
+    render_quarto(pages, pages / out.name, n_workers=1)  # more workers render copies elsewhere, which lose ../_quarto.yml
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(pages / out.name, out)
+    print(f"the site is in {out.relative_to(root)}/: open index.html there")
+
+
+def main() -> int:
+    "Stage, check, and render if asked and possible"
+    os.chdir(ROOT)
+    pages = stage()
+    found = check_site(pages) + check_loose(ROOT)
+    print(*found, f"{len([*pages.glob('*.ipynb'), *pages.glob('*.qmd')])} pages of the site parsed, {len(found)} complaints", sep="\n")
+    if found: return 1
+    if not shutil.which("quarto"):
+        print("SKIPPED: Quarto is not on the PATH, so the pages were parsed and checked but no site was rendered (https://quarto.org)")
+    elif "--render" in sys.argv: render(ROOT, pages)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
