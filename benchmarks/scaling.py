@@ -1,6 +1,6 @@
 """Time and peak memory of one training step against width, depth and context; each point in a process of its own.
 
-    python benchmarks/scaling.py          # a few minutes; writes benchmarks/scaling.csv and scaling.png
+    python benchmarks/scaling.py          # a few minutes; writes benchmarks/scaling.csv, which nbs/speed.ipynb draws
 
 One factor is varied at a time around 4 layers × 4 heads × 128 with 12 windows of 64; the last row is the `gpu` preset with
 12 windows of 256. Peak memory is the process's peak resident set, interpreter and torch (about 300 MB) included.
@@ -40,23 +40,6 @@ def step(point) -> dict:
     return dict(preset=point if point == "gpu" else "", n_layers=cfg.n_layers, width=cfg.width, context=cfg.context, n_parameters=n_parameters(model), ms=1e3 * statistics.median(times[1:]), peak_gib=peak)
 
 
-def draw(table, path: Path) -> None:
-    "Three panels of time and memory, one factor each"
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(2, 3, figsize=(10, 5), sharex="col", layout="constrained")
-    for column, (factor, others) in enumerate(dict(width=("n_layers", "context"), n_layers=("width", "context"), context=("n_layers", "width")).items()):
-        rows = table[(table.preset == "") & (table[list(others)] == [BASE[o] for o in others]).all(axis=1)].sort_values(factor)
-        for ax, value in zip(axes[:, column], ("ms", "peak_gib")):
-            ax.plot(rows[factor], rows[value], "o-")
-            ax.set(xscale="log", yscale="log" if value == "ms" else "linear", xticks=rows[factor], xticklabels=rows[factor])
-            ax.minorticks_off()
-        axes[1, column].set(xlabel={"n_layers": "layers"}.get(factor, factor), ylim=(0, None))
-    axes[0, 0].set_ylabel("CPU ms per step")
-    axes[1, 0].set_ylabel("peak memory, GiB")
-    fig.savefig(path, dpi=120)
-
-
 def main() -> None:
     import pandas as pd
 
@@ -65,9 +48,7 @@ def main() -> None:
         done = subprocess.run([sys.executable, __file__, json.dumps(point)], capture_output=True, text=True, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows.append(json.loads(done.stdout))
         print(rows[-1], flush=True)
-    here = Path(__file__)
-    pd.DataFrame(rows).to_csv(here.with_suffix(".csv"), index=False)
-    draw(pd.DataFrame(rows), here.with_suffix(".png"))
+    pd.DataFrame(rows).to_csv(Path(__file__).with_suffix(".csv"), index=False)
 
 
 if __name__ == "__main__": print(json.dumps(step(json.loads(sys.argv[1])))) if len(sys.argv) > 1 else main()

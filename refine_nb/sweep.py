@@ -9,7 +9,7 @@ __all__ = ['IDENTITY', 'TAIL', 'SweepError', 'read_yaml', 'Sweep', 'expand', 're
            'blocked', 'cores', 'run_sweep', 'summary']
 
 # %% ../nbs/20_sweep.ipynb #s20imp
-import csv, fcntl, io, itertools, json, math, os, re, sys, threading, time
+import csv, fcntl, io, itertools, json, os, re, sys, threading, time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

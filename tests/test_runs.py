@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from refine_nb import runs as R
-from refine_nb.runs import ParameterError, Run, adopt, bootstrap_interval, code_hash, flat, let_go, mean_interval, new_attempt, paired_interval, publish, published, read_curves, read_rows, read_runs, run_id, run_key
-from toy_project import PARAMETERS, toy_cells, write_notebook
+from refine_nb.runs import ParameterError, adopt, bootstrap_interval, code_hash, flat, let_go, mean_interval, new_attempt, paired_interval, publish, published, read_curves, read_rows, read_runs, run_id, run_key
+from toy_project import toy_cells, write_notebook
 
 
 # --- identity --------------------------------------------------------------------------------------------------------
