@@ -1,4 +1,5 @@
 """`make demo`: run the demonstration sweep, draw its table and figure, say where everything is"""
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ def table_of(runs: pd.DataFrame) -> pd.DataFrame:
 def main() -> int:
     "Sweep, then table and figure, then the list of what was made"
     start = time.time()
+    shutil.rmtree(HOME / "results", ignore_errors=True)  # tables of an older version; finished runs of this one are in runs/ and are not repeated
     command = [Path(sys.executable).parent / "refine-nb", "sweep", ROOT / "experiments/sweeps/demo.yaml", "--results", HOME / "results", "--runs", HOME / "runs"]
     ended = subprocess.run(command, cwd=ROOT).returncode
     if ended: return ended
