@@ -1,17 +1,18 @@
 """Worker processes that execute runs. The notebook `20_sweep` explains what they promise and shows it."""
-import ctypes, fcntl, json, logging, os, shutil, signal, sys, time, traceback
+import ctypes, fcntl, json, logging, os, shutil, signal, sys, threading, time, traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 
-from refine_nb.runs import REQUEST, let_go, new_attempt, publish, published, read_back, write_synced
+from refine_nb.runs import CARRIED, REQUEST, let_go, new_attempt, publish, published, read_back, sync_tree, write_synced
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 RETRIES = 2  # a run whose worker or kernel died is tried this many times more
+POLL = 0.5   # seconds between looks at Ctrl-C: a signal that another thread gets does not wake the main one
 
 
 def settle(
@@ -19,10 +20,40 @@ def settle(
 ) -> None:
     "In a new worker: one thread per kernel, deaf to Ctrl-C (the driver hears it), dead when the driver dies"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see `sigint_waits`
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     if os.getppid() != driver: os._exit(1)  # it died before the line above
     os.environ.update(dict.fromkeys(THREADS, "1"))
     logging.getLogger("papermill").setLevel(logging.ERROR)
+
+
+class CtrlC:
+    "Ctrl-C is noted wherever it falls and raised where `check` is called; a second one is raised at once"
+
+    def __init__(self): self.noted, self.before = False, None
+
+    def __call__(self, *_):
+        if self.noted: raise KeyboardInterrupt
+        self.noted = True
+
+    def check(self):
+        if self.noted: raise KeyboardInterrupt
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread(): self.before = signal.signal(signal.SIGINT, self)
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.before is not None: signal.signal(signal.SIGINT, self.before)
+        if kind is None: self.check()
+
+
+@contextmanager
+def sigint_waits():
+    "Ctrl-C is kept back for a moment; processes and threads started meanwhile never hear it"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -72,13 +103,15 @@ def keep_failure(
     id: str,              # run id
     text: str,            # the traceback
     folder: Path | None,  # the attempt, if there is one
+    resume: bool = True,  # whether the next attempt goes on from this one's checkpoints
 ) -> str:
-    "Keep a failed attempt in runs/.failed/<id>, in place of an earlier one; returns the traceback"
+    "Keep what tells of a failure in runs/.failed/<id>, in place of an earlier one; returns the traceback"
     kept = runs / ".failed" / id
     shutil.rmtree(kept, ignore_errors=True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    if folder: folder.rename(kept)
-    else: kept.mkdir()
+    kept.mkdir(parents=True)
+    for path in sorted(folder.iterdir()) if folder else []:
+        if not (resume and path.name in CARRIED): path.rename(kept / path.name)
+    if folder and not any(folder.iterdir()): folder.rmdir()
     write_synced(kept / "traceback.txt", text)
     return text
 
@@ -90,17 +123,18 @@ def conclude(
 ) -> tuple[str, str]:
     "Publish what was asked for, keep what failed: (outcome, text)"
     runs, record = Path(spec["runs"]), folder / "record.json"
-    found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else None
-    if found is None or (error and found["status"] != "diverged"):
-        return "failed", keep_failure(runs, spec["id"], str(error or "the notebook ended without run.finish"), folder)
+    if not record.exists(): return "failed", keep_failure(runs, spec["id"], str(error or "the notebook ended without run.finish"), folder)
+    found = json.loads(record.read_text(encoding="utf-8"))
     wrong = read_back(spec, found)
-    if wrong: return "failed", keep_failure(runs, spec["id"], wrong, folder)
+    if wrong: return "failed", keep_failure(runs, spec["id"], wrong, folder, resume=False)
+    sync_tree(folder)
     write_synced(folder / "run.json", json.dumps(found, indent=1))
     record.unlink()
     if not publish(folder, runs / spec["id"]):
         shutil.rmtree(folder)
         return "already", "another attempt was first"
     shutil.rmtree(runs / ".failed" / spec["id"], ignore_errors=True)
+    if error and found["status"] == "ok": return "ok", f"{error}".rstrip() + " (after run.finish: the result stands)"
     return found["status"], found["error"] or ""
 
 
@@ -126,14 +160,23 @@ class Worker:
 
     def __init__(self): self.pool, self.pid = None, None
 
+    def start(self) -> None:
+        "Start the process, and wait until it can work"
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=settle, initargs=(os.getpid(),))
+        resource_tracker.ensure_running()  # of multiprocessing; its start would let Ctrl-C through
+        with sigint_waits(): asked = self.pool.submit(os.getpid)
+        self.pid = asked.result()
+
     def submit(self,
         call,        # a function at the top level of a module
         spec: dict,  # its argument
     ):
-        "Hand over a piece of work; the future carries it back"
-        if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=settle, initargs=(os.getpid(),))
-            self.pid = self.pool.submit(os.getpid).result()
+        "Hand over a piece of work; the future carries it back. A process that died idle is replaced"
+        try:
+            if self.pool is None: self.start()
+            return self.pool.submit(call, spec)
+        except BrokenProcessPool: self.end()
+        self.start()
         return self.pool.submit(call, spec)
 
     def end(self,
@@ -141,11 +184,10 @@ class Worker:
     ) -> None:
         "End the process"
         if self.pool is None: return
-        if kill:
-            try: os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError: pass
+        for child in active_children():
+            if kill and child.pid == self.pid: child.kill()
         self.pool.shutdown(wait=True, cancel_futures=True)
-        self.pool = None
+        self.pool = self.pid = None
 
 
 def outcome_of(
@@ -164,26 +206,28 @@ def local_engine(
     "(spec, outcome, text) as runs end; a run whose worker or kernel died is tried again, up to a cap"
     queue, busy, deaths = deque(specs), {}, Counter()
     idle = [Worker() for _ in range(min(workers, len(queue)))]
-    try:
-        while queue or busy:
-            while queue and idle:
-                worker, spec = idle.pop(), queue.popleft()
-                busy[worker.submit(execute, spec)] = worker, spec
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
-                worker, spec = busy.pop(future)
-                outcome, text = outcome_of(future)
-                if outcome == "died":
-                    worker.end()
-                    deaths[spec["id"]] += 1
-                idle.append(worker)
-                if outcome == "elsewhere":
-                    queue.append(spec)
-                    time.sleep(0 if len(queue) > 1 else 1)  # another sweep is at it: look again
-                elif outcome == "died" and deaths[spec["id"]] <= RETRIES: queue.appendleft(spec)
-                elif outcome == "died": yield spec, "failed", keep_failure(Path(spec["runs"]), spec["id"], f"{text}, {deaths[spec['id']]} times", None)
-                else: yield spec, outcome, text
-    except BaseException:
-        for worker, _ in busy.values(): worker.end()
-        raise
-    finally:
-        for worker in idle: worker.end(kill=False)
+    with CtrlC() as ctrl_c:
+        try:
+            while queue or busy:
+                ctrl_c.check()
+                while queue and idle:
+                    worker, spec = idle.pop(), queue.popleft()
+                    busy[worker.submit(execute, spec)] = worker, spec
+                for future in wait(busy, POLL, FIRST_COMPLETED).done:
+                    worker, spec = busy.pop(future)
+                    outcome, text = outcome_of(future)
+                    if outcome == "died":
+                        worker.end()
+                        deaths[spec["id"]] += 1
+                    idle.append(worker)
+                    if outcome == "elsewhere":
+                        queue.append(spec)
+                        time.sleep(0 if len(queue) > 1 else 1)  # another sweep is at it: look again
+                    elif outcome == "died" and deaths[spec["id"]] <= RETRIES: queue.appendleft(spec)
+                    elif outcome == "died": yield spec, "failed", keep_failure(Path(spec["runs"]), spec["id"], f"{text}, {deaths[spec['id']]} times", None)
+                    else: yield spec, outcome, text
+        except BaseException:
+            for worker, _ in busy.values(): worker.end()
+            raise
+        finally:
+            for worker in idle: worker.end(kill=False)

@@ -33,8 +33,25 @@ def verdict_functions(tree: ast.AST) -> frozenset[str]:
     return frozenset(found)
 
 
+BUILTINS = {f.__name__: f for f in (all, any, len, bool, int, float, str, abs, min, max, sum, sorted, isinstance, list, tuple, set, dict)}
+
+
+def constant_truth(test: ast.AST) -> bool:
+    "Is this built of constants and builtins alone, and true?"
+    names = {n.id for n in ast.walk(test) if isinstance(n, ast.Name)}
+    if names - set(BUILTINS) or any(isinstance(n, ast.Attribute | ast.Lambda | ast.comprehension | ast.NamedExpr | ast.Pow | ast.Mult | ast.LShift) for n in ast.walk(test)): return False
+    if isinstance(test, ast.Name): return False
+    try: return bool(eval(compile(ast.Expression(test), "<assert>", "eval"), {"__builtins__": BUILTINS}))
+    except Exception: return False
+
+
 def always_true(test: ast.AST, objects: frozenset[str] = frozenset()) -> str:
     "Why this expression is true whatever the code under test does; empty if it can be false"
+    return shape_says(test, objects) or ("nothing but constants, and they are true" if constant_truth(test) else "")
+
+
+def shape_says(test: ast.AST, objects: frozenset[str]) -> str:
+    "Why an expression of this shape is always true; empty if it can be false"
     match test:
         case ast.Tuple(elts=[_, *_]): return "a tuple is always true"
         case ast.List(elts=[_, *_]) | ast.Set() | ast.Dict(keys=[_, *_]): return "a literal with members is always true"
@@ -55,9 +72,21 @@ def always_true(test: ast.AST, objects: frozenset[str] = frozenset()) -> str:
 def trivial_comparison(left: ast.AST, op: ast.cmpop, right: ast.AST) -> str:
     "Why a comparison cannot fail; empty if it can"
     if isinstance(op, ast.Eq | ast.Is | ast.GtE | ast.LtE) and ast.dump(left) == ast.dump(right) and not has_call(left): return "a value is compared with itself"
-    zero = isinstance(right, ast.Constant) and right.value == 0 and not isinstance(right.value, bool)
-    if zero and isinstance(op, ast.GtE) and name_of(left) in ("len", "abs"): return f"{name_of(left)}(…) is never below zero"
+    if isinstance(left, ast.Constant | ast.UnaryOp) and type(op) in MIRROR: left, op, right = right, MIRROR[type(op)](), left
+    bound = number(right)
+    if name_of(left) in ("len", "abs") and isinstance(left, ast.Call) and bound is not None:
+        if bound <= 0 and isinstance(op, ast.GtE) or bound < 0 and isinstance(op, ast.Gt | ast.NotEq): return f"{name_of(left)}(…) is never below zero"
     return ""
+
+
+MIRROR = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.NotEq: ast.NotEq}
+
+
+def number(node: ast.AST) -> float | None:
+    "The number that is written here, or None"
+    try: value = ast.literal_eval(node)
+    except (ValueError, TypeError): return None
+    return value if type(value) in (int, float) else None
 
 
 def has_call(node: ast.AST) -> bool:

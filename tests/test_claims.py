@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from refine_nb.claims import CardError, check_card, decide, judge, read_cards, write_claims
-from refine_nb.runs import Interval, card_hash, card_hashes
+from refine_nb.runs import Interval, ParameterError, card_hash, card_hashes
 
 CARD = {"id": "c", "claim": "A is better than B.", "sweep": "s", "scope": {"preset": "cpu"}, "metric": "acc", "arm": {"model": "a"}, "controls": {"b": {"model": "b"}}, "rule": {"test": "paired", "at_least": 0.02, "n": 5}}
 FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exact", "within": [0.26, 0.28], "n": 1}}
@@ -25,7 +25,7 @@ B = [0.50, 0.52, 0.54, 0.56, 0.58]
     ([0.050, 0.051, 0.049, 0.050, 0.052], "reproduced"),
     ([0.000, 0.001, -0.001, 0.000, 0.002], "refuted"),
     ([0.010, 0.030, 0.020, 0.025, 0.015], "open"),
-    ([0.050, 0.051, 0.049, 0.050], "open"),  # four seeds are no five
+    ([0.050, 0.051, 0.049, 0.050], "open"),  # the fifth seed is missing
 ])
 def test_each_verdict_over_seeds(gains, verdict):
     found = judge(CARD, pd.DataFrame(rows("a", [b + g for b, g in zip(B, gains)]) + rows("b", B)))
@@ -54,6 +54,33 @@ def test_a_diverged_run_leaves_the_claim_open():
 def test_seeds_beyond_the_rule_do_not_count():
     more = pd.DataFrame(rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)] + [0.0] * 3) + rows("b", B + [0.9] * 3))
     assert judge(CARD, more).numbers == judge(CARD, pd.DataFrame(clear())).numbers
+
+
+def test_a_seed_without_a_value_is_not_replaced_by_the_next():
+    "Of eight seeds the second is missing: the other seven are what survived, not what was asked for"
+    seven = [r for r in rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B + B[:3])]) if r["seed"] != 1] + rows("b", B + B[:3])
+    found = judge(CARD, pd.DataFrame(seven))
+    assert found.verdict == "open" and "0 … 4, 1 is missing" in found.why
+    diverged = pd.DataFrame(clear() + rows("a", B + [0.6])[5:])
+    diverged.loc[diverged["seed"] == 5, ["status", "acc"]] = ["diverged", math.nan]
+    assert judge(CARD, diverged).verdict == "reproduced"  # a seed beyond the rule does not count, whatever became of it
+
+
+def test_one_seed_counts_once():
+    "Rows of before and after a parameter was added: two runs of every seed"
+    twice = pd.DataFrame(clear() + [r | {"id": r["id"] + "old", "key": r["key"] + "old"} for r in clear()])
+    with pytest.raises(CardError, match="more than one run with the random seed 0"): judge(CARD, twice)
+    from refine_nb.claims import first_seeds
+    with pytest.raises(CardError, match="more than one run with the random seed 0"): first_seeds(twice[twice["model"] == "a"].set_index("seed"), CARD)
+
+
+def test_only_parameters_select():
+    with pytest.raises(CardError, match="no parameter 'status'"): judge(CARD | {"scope": {"status": "ok"}}, pd.DataFrame(clear()))
+
+
+def test_a_value_that_no_run_has_is_named():
+    found = judge(CARD | {"scope": {"preset": "cpuu"}}, pd.DataFrame(clear()))
+    assert found.verdict == "open" and "no preset 'cpuu'; did you mean 'cpu'" in found.why
 
 
 def test_it_must_hold_against_every_control():
@@ -117,6 +144,16 @@ def test_the_edge_of_the_region(low, high, verdict): assert decide(Interval(0.5,
     ({"controls": {}}, "needs controls"),
     ({"rule": {"test": "mean", "at_least": 0, "n": 5}}, "compares with nothing"),
     ({"metric": ""}, "metric is missing"),
+    ({"rule": {"test": "paired", "at_least": math.nan, "n": 5}}, "at_least is a finite number, not nan"),
+    ({"rule": {"test": "paired", "at_least": "0.02", "n": 5}}, "at_least is a finite number, not '0.02'"),
+    ({"rule": {"test": "paired", "within": [0.2, 0.1], "n": 5}}, "low < high"),
+    ({"rule": {"test": "paired", "within": 0.2, "n": 5}}, "within is"),
+    ({"rule": {"test": "paired", "within": [0, math.inf], "n": 5}}, "finite numbers"),
+    ({"rule": {"test": "paired", "at_least": 0, "n": 5.5}}, "n is a whole number"),
+    ({"rule": {"test": "paired", "at_least": 0, "n": "5"}}, "n is a whole number"),
+    ({"rule": {"test": "paired", "at_least": 0}}, "n is a whole number"),
+    ({"scope": "cpu"}, "scope is a mapping"),
+    ({"controls": {"b": "b"}}, "control 'b' is a mapping"),
 ])
 def test_a_card_that_leaves_something_open_is_refused(change, says):
     check_card(CARD)
@@ -142,6 +179,20 @@ def test_the_pages_agree_or_the_check_fails(project):
     assert done.returncode == 2 and "CLAIMS.md disagree" in done.stderr and "Traceback" not in done.stderr
     write_claims(project)
     assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+def test_cards_are_read_strictly(project):
+    path = project / "experiments" / "claims" / "c.yaml"
+    path.write_text(yaml.safe_dump(CARD).replace("at_least: 0.02", "at_least: 2e-2"))
+    assert read_cards(path.parent)[0] == CARD and card_hashes(path.parent) == {"c": card_hash(CARD)}
+    path.write_text(yaml.safe_dump(CARD) + "metric: loss\n")
+    with pytest.raises(ParameterError, match="c.yaml: 'metric' stands twice"): read_cards(path.parent)
+
+
+def test_a_table_without_rows_leaves_claims_open(project):
+    table = project / "results" / "s" / "runs.csv"
+    table.write_text(table.read_text().split("\n")[0] + "\n")
+    assert [v.why for v in write_claims(project)[0]] == ["no runs yet"]
 
 
 def test_stale_rows_are_counted_on_the_page(project):

@@ -59,9 +59,11 @@ def text_files() -> list[Path]:
 
 BAD = ["assert (x == 1, 'message')", "x == 1", "torch.allclose(a, b)", "check_equal(a, b)", "np.isclose(a, b).all()", "not done", "assert f(x), y", "assert len(a), len(b)",
        "assert True", "assert 'text'", "assert f'{x}'", "assert [a, b]", "assert (v > 0 for v in x)", "assert lambda: x", "assert x == 1 or True", "assert x >= x",
-       "assert len(x) >= 0", "assert check_equal", "import torch\nassert torch", "pytest.raises(ValueError)", "assert pytest.approx(1.0)", "test_eq(x.y, x.y)", "loss < 2 and acc > 1"]
+       "assert len(x) >= 0", "assert check_equal", "import torch\nassert torch", "pytest.raises(ValueError)", "assert pytest.approx(1.0)", "test_eq(x.y, x.y)", "loss < 2 and acc > 1",
+       "assert not []", "assert 1 < 2", "assert all([])", "assert len([1, 2]) == 2", "assert not any([])", "assert len(x) > -1", "assert len(x) >= -1", "assert len(x) != -1", "assert 0 <= len(x)", "assert -1 < len(x)"]
 GOOD = ["assert x == 1, 'message'", "assert torch.allclose(a, b)", "assert f(x), f'got {x}'", "assert run.returncode == 0, run.stderr", "assert not found, found", "assert x",
-        "mask = x == 1", "assert len(x) > 0", "assert sample(0) == sample(0)", "with pytest.raises(ValueError): f()", "test_eq(f(1), f(1))", "assert rows or other", "f(x)", "assert isinstance(x, int), x"]
+        "mask = x == 1", "assert len(x) > 0", "assert sample(0) == sample(0)", "with pytest.raises(ValueError): f()", "test_eq(f(1), f(1))", "assert rows or other", "f(x)", "assert isinstance(x, int), x",
+        "assert 0 < len(x)", "assert len(x) > 1", "assert x > -1", "assert -1 < x < 1", "assert all([x])", "assert not [v for v in x if v]", "assert False, 'not reached'", "assert max([x, 1]) == 1"]
 DEFINITION = "def check_equal(a, b):\n    return a == b\n"
 
 

@@ -156,6 +156,52 @@ def test_an_attempt_that_starts_over_drops_adopted_rows(project):
     assert [(r["step"], r["loss"]) for r in read_rows(run.rows)] == [(1, 9.0)]
 
 
+def claim(project, at_least):
+    "Write the project's one claim card; returns its hash"
+    folder = project / "experiments" / "claims"
+    folder.mkdir(exist_ok=True)
+    (folder / "c.yaml").write_text(f"id: c\nmetric: x\nrule: {{at_least: {at_least}}}\n")
+    return R.card_hashes(folder)
+
+
+def test_the_first_start_counts(project, monkeypatch):
+    "A card edited between a kill and the resumption: the record keeps the hash, the time and the commit of the first start"
+    first = claim(project, 1)
+    monkeypatch.setattr(R, "git", lambda root, *args: "first")
+    old = dead_attempt(project, [{"step": 1}])
+    began = json.loads((old / "start.json").read_text())
+    (old / "start.json").write_text(json.dumps(began | {"started": "2030-01-01T00:00:00+00:00"}))
+    assert claim(project, 2) != first
+    monkeypatch.setattr(R, "git", lambda root, *args: "second")
+    let_go((run := start(project)).dir)
+    record = json.loads((start(project).finish({"x": 1}) / "run.json").read_text())
+    assert not run.dir.exists() and (record["cards"], record["commit"], record["started"]) == (first, "first", "2030-01-01T00:00:00+00:00")
+    assert "start.json" not in record["files"]
+
+
+def test_an_attempt_killed_while_it_adopted_is_completed(project):
+    "Killed between two renames: checkpoints are here, metrics there"
+    oldest = dead_attempt(project, [{"step": 1, "loss": 1.0}])
+    between = new_attempt(project / "runs", oldest.parent.name)
+    (oldest / "checkpoints").rename(between / "checkpoints")
+    let_go(between)
+    run = start(project)
+    run.on_resume(1)
+    assert (run.checkpoint_dir / "last").read_bytes() == b"c" and [r["step"] for r in read_rows(run.rows)] == [1]
+    assert not oldest.exists() and not between.exists()
+
+
+def test_files_are_durable_before_the_record(project, monkeypatch):
+    synced, sync = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), sync(fd)))
+    run = start(project)
+    run({"step": 1})
+    (run.checkpoint_dir / "w").write_bytes(b"w")
+    folder = run.finish({"x": 1})
+    order = [synced.index((folder / name).stat().st_ino) for name in ("metrics.jsonl", "checkpoints/w", "run.json")]
+    assert order[2] == max(order)
+
+
 HOLDER = "import sys, time; from pathlib import Path; from refine_nb.runs import new_attempt; f = new_attempt(Path(sys.argv[1]), 'id'); (f / 'metrics.jsonl').touch(); print(f, flush=True); time.sleep(60)"
 
 
@@ -250,6 +296,40 @@ def test_one_row_a_key_fresh_before_stale_then_the_latest(tmp_path):
     table = read_runs(tmp_path)
     assert list(table["id"]) == ["b", "d"] and table.attrs["stale"] == 1 and len(read_runs(tmp_path, every=True)) == 4
     with pytest.raises(FileNotFoundError, match="no runs in"): read_runs(tmp_path / "nowhere")
+
+
+def test_the_columns_are_those_of_a_row():
+    assert list(flat(record("a", "1", "2030") | {"metrics": {}})) == R.IDENTITY + R.TAIL
+
+
+@pytest.mark.parametrize("name", ["device", "threads", "status", "id", "key", "started", "stale"])
+def test_a_parameter_named_like_a_column_is_refused(tmp_path, name):
+    notebook = write_notebook(tmp_path / "n.ipynb", [(f"seed = 0\n{name} = 'x'", ["parameters"])])
+    with pytest.raises(ParameterError, match=f"may not be called {name}"): R.read_parameters(notebook)
+
+
+def test_a_parameter_declared_as_text_stays_text(tmp_path):
+    write_notebook(tmp_path / "experiments" / "e.ipynb", [("code = '00'\nseed = 0\nwarm: str = None", ["parameters"])])
+    (tmp_path / "results" / "s").mkdir(parents=True)
+    pd.DataFrame([flat(record(i, i, "2030", code=c, seed=0, warm=None)) for i, c in (("a", "01"), ("b", "1"))]).to_csv(tmp_path / "results" / "s" / "runs.csv", index=False)
+    table = read_runs(tmp_path / "results" / "s")
+    assert list(table["code"]) == ["01", "1"] and list(table["seed"]) == [0, 0] and table["warm"].isna().all()
+
+
+def test_rows_of_another_set_of_parameters_give_way_to_fresh_ones(tmp_path):
+    old, new = ([flat(record(f"{m}{s}", f"{m}{s}", "2030", seed=s, **more)) for s in (0, 1)] for m, more in (("old", {}), ("new", {"depth": 2})))
+    pd.DataFrame([r | {"stale": True} for r in old] + new).to_csv(tmp_path / "runs.csv", index=False)
+    assert list(read_runs(tmp_path)["id"]) == ["new0", "new1"] and len(read_runs(tmp_path, every=True)) == 4
+    pd.DataFrame([r | {"stale": True} for r in old]).to_csv(tmp_path / "runs.csv", index=False)
+    assert read_runs(tmp_path).attrs["stale"] == 2
+
+
+def test_runs_of_unsaved_code_are_not_read(project):
+    start(project, seed=1).finish({"x": 1})
+    with pytest.raises(FileNotFoundError, match="unsaved code"): read_runs(project / "runs")
+    path = next((project / "runs").glob("*/run.json"))
+    path.write_text(path.read_text().replace('"as_saved": false', '"as_saved": true'))
+    assert list(read_runs(project / "runs")["seed"]) == [1]
 
 
 # --- intervals -----------------------------------------------------------------------------------------------------

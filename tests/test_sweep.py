@@ -1,11 +1,14 @@
 """Sweeps under fire: processes are really killed, sweeps really run at once."""
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
 from refine_nb.runs import ParameterError, read_curves, read_runs
 from refine_nb.sweep import SweepError, make_plan, merge, read_sweep, read_table
-from toy_project import BODY, PARAMETERS, Toy, gone, kill, toy_cells, worker_of, write_notebook
+from refine_nb._pool import local_engine
+from toy_project import BODY, PARAMETERS, Toy, gone, kill, nap, toy_cells, worker_of, write_notebook
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 @pytest.fixture
@@ -67,6 +70,56 @@ def test_ctrl_c_says_how_to_resume(toy):
     assert gone(worker_of(attempt)) and not toy.published()
 
 
+def test_ctrl_c_that_another_thread_gets_is_heard():
+    "The system may hand a signal to any thread; the main one then sleeps on in its wait, unless it looks up now and then"
+    elsewhere = threading.Timer(2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGINT))
+    begun, before = time.monotonic(), signal.getsignal(signal.SIGINT)
+    elsewhere.start()
+    with pytest.raises(KeyboardInterrupt): list(local_engine([{"id": "a", "seconds": 12}], 1, nap))
+    assert time.monotonic() - begun < 8 and signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_while_the_table_is_written_waits_for_it():
+    "Between two runs the driver writes its tables: the signal is noted and ends the sweep afterwards, a second one ends it at once"
+    ends = local_engine([{"id": i, "seconds": 0} for i in "ab"], 1, nap)
+    next(ends)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt): next(ends)
+
+
+def test_a_worker_killed_while_idle_is_replaced():
+    ends, pids = local_engine([{"id": i, "seconds": 0} for i in "abc"], 1, nap), []
+    for _, outcome, pid in ends:
+        assert outcome == "ok"
+        pids.append(int(pid))
+        kill(pids[-1])
+        time.sleep(0.3)  # the pool notices
+    assert len(set(pids)) == 3
+
+
+def test_an_error_after_finish_costs_no_result(toy):
+    "A mistake in a report cell: the record is complete, so it stands, and the line of the run tells"
+    write_notebook(toy.notebook, toy_cells(report="1 / 0"))
+    sweep = toy.sweep("  - {seed: 0}")
+    code, out, err = toy.run("sweep", sweep)
+    assert code == 0 and "ZeroDivisionError: division by zero (after run.finish: the result stands)" in out, out + err
+    complete(toy, 1)
+    assert not make_plan(sweep).todo and not list(toy.root.glob("runs/.failed/*"))
+
+
+def test_after_a_mistake_of_the_users_work_goes_on_from_the_checkpoint(toy):
+    flag = toy.root / "mended"
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('if mode == "error": raise', f'if not os.path.exists({str(flag)!r}): raise')))
+    sweep = toy.sweep("  - {seed: 0}")
+    assert toy.run("sweep", sweep)[0] == 1
+    kept = next(toy.root.glob("runs/.failed/*"))
+    assert "KeyError" in (kept / "traceback.txt").read_text() and (kept / "executed.ipynb").exists()
+    flag.touch()
+    assert toy.run("sweep", sweep)[0] == 0
+    assert complete(toy, 1)["resumed_from"].tolist() == [4] and not kept.exists()
+
+
 def test_each_way_to_end(toy):
     "An error, a divergence, a run that always kills its worker: the neighbour finishes, nothing is tried too often"
     sweep = toy.sweep("  - {mode: [fine, error, diverges, kills_worker]}")
@@ -108,7 +161,7 @@ for i in range(start, start + 100000):
     head = {"id": id, "key": id, "experiment": "loop", "params": {"i": i}, "corpus": None, "dependencies": {}, "cards": {}, "as_saved": True}
     run = Run(head, new_attempt(root / "runs", id), root / "none.ipynb", lambda: True, False)
     for step in (1, 2, 3): run({"step": step, "val_x": i})
-    for part in range(40): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
+    for part in range(10): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
     run._close({"x": i}, {}, "ok", False, None)
     merge(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", {}, [])
 '''
@@ -127,13 +180,13 @@ def test_at_whatever_moment_it_is_killed_nothing_is_half_there(tmp_path):
         folders = [p for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")]
         for folder in folders:
             record = json.loads((folder / "run.json").read_text())
-            assert len(record["files"]) == 40 and all((folder / name).stat().st_size == 1000 for name in record["files"])
+            assert len(record["files"]) == 10 and all((folder / name).stat().st_size == 1000 for name in record["files"])
             assert len((folder / "metrics.jsonl").read_text().split("\n")) == 4
         rows, curves = (read_table(tmp_path / "results" / f"{n}.csv") for n in ("runs", "curves"))
         ids = [r["id"] for r in rows]
         assert len(set(ids)) == len(ids) and set(ids) <= {f.name for f in folders}
         assert all([c["id"] for c in curves].count(i) == 3 for i in ids)
-    assert len(folders) > 20
+    assert len(folders) > 10
 
 
 # --- one id, one truth ---------------------------------------------------------------------------------------------
@@ -162,6 +215,43 @@ def test_a_stale_row_is_listed_and_rerun_only_on_request(toy):
     fresh = read_runs(toy.root / "results" / "s")
     assert len(fresh) == 1 and not first & set(fresh["id"]) and fresh.attrs["stale"] == 0
     assert len(read_runs(toy.root / "results" / "s", every=True)) == 2
+
+
+def test_a_new_parameter_makes_old_rows_stale(toy):
+    "All keys change; the old rows would stand beside the new ones, every seed twice"
+    sweep = toy.sweep("  - {seed: [0, 1]}")
+    assert toy.run("sweep", sweep)[0] == 0
+    write_notebook(toy.notebook, toy_cells(PARAMETERS + "depth = 2"))
+    plan = make_plan(sweep)
+    assert len(plan.todo) == len(plan.outdated) == 2
+    code, out, err = toy.run("sweep", sweep)
+    assert code == 0 and "2 rows with another set of parameters" in out, out + err
+    every = read_runs(toy.root / "results" / "s", every=True)
+    assert every["stale"].tolist() == every["depth"].isna().tolist() and every["stale"].sum() == 2
+    assert sorted(read_runs(toy.root / "results" / "s")["seed"]) == [0, 1]
+
+
+def test_the_bar_says_why_it_stands_still(toy, capsys):
+    from refine_nb.sweep import Progress
+    bar = Progress(make_plan(toy.sweep("  - {seed: 0}")))
+    bar.at_work = lambda: {}["steps"]
+    bar.thread.start()
+    bar.thread.join(5)
+    assert not bar.thread.is_alive() and "the bar stands still (KeyError" in capsys.readouterr().out
+
+
+def test_what_ran_otherwise_is_not_gone_on_from(toy):
+    "A record that is not what was asked: its checkpoints are kept aside with it"
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('run.finish(', 'run.head["params"]["seed"] = 9\nrun.unchanged = lambda: True\nrun.finish(')))
+    code, out, _ = toy.run("sweep", toy.sweep("  - {seed: 3}"))
+    assert code == 1 and "seed: asked 3, ran 9" in out and "no table" in out
+    assert not toy.attempts() and next(toy.root.glob("runs/.failed/*/checkpoints/step.json")).read_text() == "4"
+
+
+def test_no_table_without_a_row(toy):
+    "Before the first result there is nothing to write"
+    code, out, _ = toy.run("sweep", toy.sweep("  - {mode: error}"))
+    assert code == 1 and not list(toy.root.glob("results/s/*.csv"))
 
 
 @pytest.mark.parametrize("after, error", [
@@ -281,6 +371,21 @@ def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
     assert elsewhere["params"]["corpus"] == elsewhere["corpus"]["name"] == "pydocs"
 
 
+@needs_git
+def test_cards_of_a_sweep_that_is_built_on_must_be_committed_too(toy):
+    git = lambda *a: subprocess.run(["git", "-C", toy.root, "-c", "user.name=t", "-c", "user.email=t@t", *a], check=True, capture_output=True)
+    toy.sweep("  - {seed: [0, 1]}", "base")
+    sweep = toy.sweep("  - {seed: 9, warm_start: {sweep: base, where: {seed: 1}}}")
+    git("init", "-q")
+    git("add", "experiments")
+    git("commit", "-qm", "all")
+    assert len(make_plan(sweep).todo) == 2
+    (toy.root / "experiments" / "claims").mkdir()
+    (toy.root / "experiments" / "claims" / "c.yaml").write_text("id: c\nclaim: words\nsweep: base\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
+    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+
+
+@needs_git
 def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
     git = lambda *a: subprocess.run(["git", "-C", toy.root, "-c", "user.name=t", "-c", "user.email=t@t", *a], check=True, capture_output=True)
     card = toy.root / "experiments" / "claims" / "c.yaml"

@@ -98,6 +98,12 @@ class Toy:
         return self.wait_for(lambda: next(((f, rows[-1]) for f, rows in self.attempts().items() if len(rows) >= steps and (f / "checkpoints" / "step.json").exists()), None))
 
 
+def nap(spec: dict) -> tuple[str, str]:
+    "A piece of work for an engine: sleeps, and says which process did it"
+    time.sleep(spec["seconds"])
+    return "ok", str(os.getpid())
+
+
 def worker_of(attempt: Path) -> int:
     "Process id of the worker that made an attempt"
     return int(attempt.name.rsplit("-", 2)[1])

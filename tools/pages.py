@@ -16,7 +16,7 @@ LOOSE = ("README.md", "CONTRIBUTING.md", "LOG.md", "CLAIMS.md")  # pages outside
 def stage() -> Path:
     "What nbdev does before it calls Quarto; returns the folder of staged pages"
     refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__()
+    nbdev_sidebar.__wrapped__(file_glob=None, file_re=r"\.(?:ipynb|qmd)$")  # as the command nbdev-docs calls it
     pages = proc_nbs(n_workers=0, force=True)
     if not get_config().git_url:  # nbdev writes its "source" links even where no repository address is known
         for page in pages.glob("*.ipynb"): page.write_text(re.sub(r"\[source\]\(/blob/[^\n]*?\\n", r"\\n", page.read_text()))
