@@ -119,13 +119,17 @@ def server():
     http.shutdown()
 
 
-def test_download_is_whole_or_nothing(server, tmp_path):
+def test_download_is_whole_or_nothing(server, tmp_path, monkeypatch):
     digest = hashlib.sha256(b"to be or not to be").hexdigest()
     path = tmp_path / "cache" / "t.txt"
     with pytest.raises(ValueError, match="expected 0000"): download(server + "/ok", path, "0000")
     with pytest.raises(OSError, match="IncompleteRead"): download(server + "/broken", path, digest)
     with pytest.raises(OSError, match="no answer within|timed out"): download(server + "/hang", path, digest, seconds=0.5)
     assert not list(tmp_path.rglob("*.txt*"))
+    with monkeypatch.context() as patch:  # the file appears by one rename or not at all
+        patch.setattr(data.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+        with pytest.raises(OSError, match="killed"): download(server + "/ok", path, digest)
+    assert not list(tmp_path.rglob("*.*"))
     assert download(server + "/ok", path, digest).read_bytes() == b"to be or not to be"
     assert [p.name for p in path.parent.iterdir()] == ["t.txt"]
 
