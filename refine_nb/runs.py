@@ -299,7 +299,8 @@ def adopt(
 ) -> bool:
     "Take over start, checkpoints and metrics of the latest dead attempt of the same run; True if there was one"
     others, found = [p for p in folder.parent.iterdir() if p != folder and not p.name.startswith(".") and any((p / name).exists() for name in CARRIED)], False
-    for other in sorted(others, key=_last_touched, reverse=True):
+    half = lambda p: not (p / "metrics.jsonl").exists()  # killed while it adopted: first, since what it took is missing in the one before
+    for other in sorted(others, key=lambda p: (half(p), _last_touched(p)), reverse=True):
         fd = _lock_dead(other, wait)
         if fd is None: continue
         for name in CARRIED:
@@ -307,7 +308,7 @@ def adopt(
         shutil.rmtree(other)
         os.close(fd)
         found = True
-        if (folder / "metrics.jsonl").exists(): break  # without it, `other` was killed while it adopted: the rest is in the one before
+        if (folder / "metrics.jsonl").exists(): break
     return found
 
 def _last_touched(folder: Path) -> float:
