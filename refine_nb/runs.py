@@ -230,11 +230,11 @@ def write_synced(
         f.flush()
         os.fsync(f.fileno())
     os.replace(part, path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
-def _sync_folder(folder: Path) -> None:
-    "Make the names in a folder durable"
-    fd = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    "Make a file, or the names in a folder, durable"
+    fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
@@ -330,10 +330,7 @@ def sync_tree(
 ) -> None:
     "Make every file of an attempt durable, before the record that vouches for them"
     for path in (*folder.rglob("*"), folder):
-        if path.is_symlink() or not (path.is_dir() or path.is_file()): continue
-        fd = os.open(path, os.O_RDONLY)
-        try: os.fsync(fd)
-        finally: os.close(fd)
+        if not path.is_symlink() and (path.is_dir() or path.is_file()): _sync(path)
 
 def published(
     target: Path,  # runs/<id>
@@ -361,7 +358,7 @@ def publish(
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
         return False
-    _sync_folder(target.parent)
+    _sync(target.parent)
     return True
 
 # %% ../nbs/05_runs.ipynb #r05car1

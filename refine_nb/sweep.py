@@ -85,6 +85,10 @@ class Plan:
     stale: dict = field(default_factory=dict)       # id wanted → id of the stale row that stands in for it
     outdated: list = field(default_factory=list)    # ids of rows with another set of parameters than the notebook has now
 
+    def head(self, id: str) -> dict:
+        "The head of a run that the sweep wants, or that another one builds on"
+        return self.heads.get(id) or self.others[id][1]
+
 class Identifier:
     "Heads of runs, across sweep files; corpora are read once"
 
@@ -317,7 +321,7 @@ def estimate(
     id: str,     # one of its runs
 ) -> float | None:
     "CPU seconds of like runs, or None"
-    head = plan.heads.get(id) or plan.others[id][1]
+    head = plan.head(id)
     like = as_text({n: v for n, v in head["params"].items() if n != "seed"})
     rows = [r for p in sorted(plan.results.glob("*/runs.csv")) for r in read_table(p) if r["experiment"] == head["experiment"]]
     costs = [float(r["cpu_seconds"]) for r in rows if all(r.get(n) == v for n, v in like.items()) and r["cpu_seconds"]]
@@ -366,7 +370,7 @@ class Progress:
         "(share of steps done, words) of each run at work"
         found = []
         for id in self.plan.todo:
-            head = self.plan.heads.get(id) or self.plan.others[id][1]
+            head = self.plan.head(id)
             paths = [] if id in self.ended else sorted((self.plan.runs / ".attempts" / id).glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
             row = last_row(paths[-1]) if paths else {}
             step, steps = row.get("step", 0), row.get("steps") or head["params"].get("steps")
@@ -400,7 +404,7 @@ def waves(
     "Ids in groups: a group needs only runs of groups before it"
     left = list(plan.todo)
     while left:
-        wave = [i for i in left if not set((plan.heads.get(i) or plan.others[i][1])["needs"]) & set(left)]
+        wave = [i for i in left if not set(plan.head(i)["needs"]) & set(left)]
         yield wave
         left = [i for i in left if i not in wave]
 
@@ -409,7 +413,7 @@ def request(
     id: str,     # one of its runs
 ) -> dict:
     "What a worker is handed"
-    head = plan.heads.get(id) or plan.others[id][1]
+    head = plan.head(id)
     return {k: head[k] for k in ("id", "key", "experiment", "params", "corpus", "notebook")} | {"root": str(plan.sweep.root), "runs": str(plan.runs)}
 
 def store(
@@ -471,7 +475,7 @@ def lost_need(
     id: str,       # a run about to start
 ) -> str | None:
     "A run that this one builds on and that left no result"
-    needs = (plan.heads.get(id) or plan.others[id][1])["needs"]
+    needs = plan.head(id)["needs"]
     return next((n for n in needs if not whole(plan.runs / n) or published(plan.runs / n)["status"] != "ok"), None)
 
 def clear_way(
