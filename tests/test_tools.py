@@ -82,6 +82,15 @@ def test_sync_finds_a_notebook_that_is_not_clean(copy, capsys):
     assert not check.sync()[0] and "nbs/06_plots.ipynb" in capsys.readouterr().out
 
 
+def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(monkeypatch, tmp_path):
+    (tmp_path / "experiments/sweeps").mkdir(parents=True)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    for line, asked in (("corpus = 'auto'", {"preset": "smoke", "corpus": "markov"}), ("seed = 0", {"preset": "smoke"})):
+        cell = nbformat.v4.new_code_cell(f"preset = 'cpu'\n{line}\nPRESETS = {{'smoke': {{}}, 'cpu': {{}}}}", metadata={"tags": ["parameters"]})
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
+        assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb") == {"notebook": "01_one", "runs": [asked]}
+
+
 def test_find_python_refuses_with_a_way_out():
     done = subprocess.run(["sh", ROOT / "tools/find_python.sh"], env={"PATH": "", "PYTHON": "no-such-python"}, executable=shutil.which("sh"), capture_output=True, text=True)
     assert done.returncode == 1 and "PYTHON=no-such-python" in done.stderr

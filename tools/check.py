@@ -44,14 +44,15 @@ def tests() -> tuple[bool, str]:
 
 
 def smoke_sweep(notebook: Path) -> dict:
-    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov, sized by the smoke preset"
+    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov if it reads a text, sized by the smoke preset"
     from refine_nb.runs import read_parameters
     from refine_nb.sweep import read_yaml
-    sized = read_parameters(notebook).presets["smoke"]
+    declared = read_parameters(notebook)
+    sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
     sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
     chosen = [{k: v[end] if isinstance(v, list) else v for k, v in entry.items() if k not in sized} for entry in entries or [{}] for end in (0, -1)]
-    runs = [{**entry, "preset": "smoke", "corpus": "markov"} for entry in chosen]
+    runs = [{**entry, "preset": "smoke", **text} for entry in chosen]
     return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if run not in runs[:i]]}
 
 
