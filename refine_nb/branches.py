@@ -12,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ._cache import KVCache
 from .gpt import ContextualGPT, choose
 from .trigram import eval_mode
 
@@ -56,8 +57,8 @@ def tree_logits(
     return model.head(model.norm(x))
 
 
-class _Masked:
-    "Attention under a mask, where a block expects a cache"
+class _Masked(KVCache):
+    "What a block takes for a cache: attention under a mask"
 
     def __init__(self, mask): self.mask = mask
 
@@ -74,6 +75,18 @@ def _ngram_on_tree(model, ids, parent):
     return model.ngram.out(F.gelu(sum(lags)))
 
 # %% ../nbs/08_branches.ipynb #b08trunk
+class _Reading(KVCache):
+    "What a block takes for a cache: causal attention that leaves keys and values with a trunk"
+
+    def __init__(self, trunk): self.trunk = trunk
+
+    def attend(self, layer, q, k, v):
+        keys, values = self.trunk.keys, self.trunk.values
+        if layer < len(keys): return F.scaled_dot_product_attention(q, keys[layer], values[layer])
+        keys.append(k); values.append(v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
 class Trunk:
     "Prefixes that were read once: continuations attend to them, in sampling and in learning"
 
@@ -90,14 +103,8 @@ class Trunk:
                 _, k, v = block.attention.heads(block.norm1(x))
                 self.keys.append(k); self.values.append(v)
                 x = x[:, -1:]
-            x = block(x, layer, self)
+            x = block(x, layer, _Reading(self))
         self.last = model.norm(x)[:, 0]
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        "What a block calls while the prefix is read"
-        if layer < len(self.keys): return F.scaled_dot_product_attention(q, self.keys[layer], self.values[layer])
-        self.keys.append(k); self.values.append(v)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def room(self, c: int) -> None:
         "Raises `ValueError` when c more characters do not fit the model's context (the last one is never read)"
@@ -109,8 +116,8 @@ class Trunk:
         return self.model.head(self.last)
 
 # %% ../nbs/08_branches.ipynb #b08logits
-class _OnTrunk:
-    "Attention of branches to their trunk and, causally, to themselves, where a block expects a cache"
+class _OnTrunk(KVCache):
+    "What a block takes for a cache: branches attend to their trunk and, causally, to themselves"
 
     def __init__(self, trunk, g): self.trunk, self.g = trunk, g
 

@@ -162,7 +162,7 @@ TENSORS = ("batch", "ids", "weight", "reward", "adv", "old_logp")
 @patch
 def state_dict(self: GRPO) -> dict[str, Tensor]:
     "The random state and, between epochs, the tries"
-    held = {name: getattr(self.tries, name) if self.epoch else torch.empty(0) for name in TENSORS}
+    held = {name: getattr(self.tries, name).contiguous() if self.epoch else torch.empty(0) for name in TENSORS}
     return {"epoch": torch.tensor(self.epoch), "generator": self.generator.get_state(), "found": torch.tensor([float(v) for v in self.found.values()] if self.epoch else [], dtype=torch.float64)} | held
 
 

@@ -1,0 +1,247 @@
+"""Advantages against loops, the loss by hand, objectives against enumerated gradients and a plain rewriting, and what resumes"""
+import pytest
+import torch
+
+from refine_nb.candidates import CandidateConfig, whole_match
+from refine_nb.data import Windows
+from refine_nb.gpt import ContextualGPT, GPTConfig
+from refine_nb.grpo import FOUND, SCALES, TENSORS, AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss, k3, kl_exact
+from refine_nb.train import TrainConfig, count_flops, cross_entropy, train
+from refine_nb.trigram import NGram
+
+V = 7
+
+
+def tiny(seed=0, context=12, n_symbols=V):
+    torch.manual_seed(seed)
+    model = ContextualGPT(GPTConfig(n_symbols, context=context, n_layers=2, n_heads=2, width=16, ngram=2))
+    for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def random_ids(*shape, seed=1): return torch.randint(V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def text(n=400): return random_ids(n)
+
+
+def gradient(model, loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def close(a, b, tolerance=1e-5): return (a - b).abs().max() < tolerance * b.abs().max()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_advantage_against_loops(scale, baseline):
+    g = torch.Generator().manual_seed(0)
+    reward, weight = torch.rand(3, 5, generator=g), torch.rand(3, 5, generator=g)
+    adv, flat = group_advantage(reward, weight, scale, baseline)
+    assert not flat.any()
+    for r, w, got in zip(reward.double(), weight.double(), adv):
+        mean = (w * r).sum() / w.sum()
+        std = ((w * (r - mean) ** 2).sum() / w.sum()).sqrt()
+        for i in range(5):
+            others = [j for j in range(5) if j != i]
+            base = mean if baseline == "mean" else (w[others] * r[others]).sum() / w[others].sum()
+            assert got[i].item() == pytest.approx(((r[i] - base) / dict(none=1.0, group=std, mean=mean)[scale]).item(), rel=1e-4, abs=1e-6)
+
+
+def test_absent_tries_change_nothing():
+    weight = torch.tensor([[0.5, 0.2, 0.3, 0.0]])
+    a, b = (group_advantage(torch.tensor([[1.0, 0.0, 0.5, absent]]), weight, "group")[0] for absent in (0.0, 100.0))
+    assert torch.equal(a, b) and a[0, 3] == 0
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_groups_without_variance_teach_nothing(scale):
+    adv, flat = group_advantage(torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.4, 9.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]), scale)
+    assert flat.tolist() == [True, True, False, True] and torch.isfinite(adv).all() and (adv[flat] == 0).all() and (adv[2] != 0).all()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rewards_must_be_finite(bad):
+    with pytest.raises(ValueError, match=f"a reward is {bad}"): group_advantage(torch.tensor([1.0, bad]), torch.full((2,), 0.5))
+
+
+def test_loss_against_loops():
+    "Clipping on both sides, weights, masks, both normalisers"
+    g = torch.Generator().manual_seed(0)
+    old, adv, weight = torch.randn(4, 6, generator=g), torch.randn(4, 6, generator=g), torch.rand(4, 6, generator=g) * (torch.rand(4, 6, generator=g) > 0.3)
+    new = old + 0.4 * torch.randn(4, 6, generator=g)
+    total, low, high = 0.0, 0.0, 0.0
+    for o, n, a, w in zip(old.flatten().tolist(), new.flatten().tolist(), adv.flatten().tolist(), weight.flatten().tolist()):
+        ratio = 2.718281828459045 ** (n - o)
+        clipped = min(max(ratio, 0.9), 1.3)
+        total += w * min(ratio * a, clipped * a)
+        low, high = low + w * (ratio < 0.9 and a < 0), high + w * (ratio > 1.3 and a > 0)
+    loss, shares = grpo_loss(new, old, adv, weight, 0.1, 0.3)
+    assert loss.item() == pytest.approx(-total / weight.sum().item(), rel=1e-5)
+    assert shares["clip_low"] == pytest.approx(low / weight.sum().item(), rel=1e-5) and shares["clip_high"] == pytest.approx(high / weight.sum().item(), rel=1e-5) and min(shares.values()) > 0
+    assert grpo_loss(new, old, adv, weight, 0.1, 0.3, normalizer=8)[0].item() == pytest.approx(-total / 8, rel=1e-5)
+
+
+def test_kl():
+    g = torch.Generator().manual_seed(0)
+    logp, ref = torch.randn(3, 9, generator=g).log_softmax(-1), torch.randn(3, 9, generator=g).log_softmax(-1)
+    expected = torch.nn.functional.kl_div(ref, logp, log_target=True, reduction="none").sum(-1)
+    assert torch.allclose(kl_exact(logp, ref), expected, atol=1e-6)
+    assert torch.allclose((logp.exp() * k3(logp, ref)).sum(-1), expected, atol=1e-6) and (k3(logp, ref) >= 0).all()
+
+
+@pytest.mark.parametrize(("scale", "maximised"), [("none", lambda p: p), ("group", lambda p: 2 * p.sqrt().arcsin()), ("mean", torch.log)])
+def test_enumerated_gradients(scale, maximised):
+    model, windows = tiny(), random_ids(3, 10)
+    p = model.log_probs(windows[:, :-1]).gather(-1, windows[:, 1:, None]).exp()
+    assert close(gradient(model, AllPositions(GRPOConfig(scale), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, -maximised(p).mean()))
+
+
+def test_enumerated_with_mean_is_supervised():
+    model, windows = tiny(), random_ids(3, 10)
+    assert close(gradient(model, AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, cross_entropy(model, windows)[0]))
+
+
+def test_partial_credit_is_part_of_the_expected_reward():
+    model, windows, reference = tiny(), random_ids(3, 10), NGram.fit(text(), V, 2)
+    reward = torch.nn.functional.one_hot(windows[:, 1:], V).float()
+    for b in range(3):
+        for t in range(9):
+            for a in reference.log_probs(windows[:, :-1])[b, t].topk(5).indices.tolist():
+                if a != windows[b, t + 1]: reward[b, t, a] = 0.2
+    expected = gradient(model, -(model.log_probs(windows[:, :-1]).exp() * reward).sum(-1).mean())
+    objective = AllPositions(GRPOConfig("none", partial_credit=0.2), CandidateConfig("exact"), V, reference)
+    assert close(gradient(model, objective(model, windows)[0]), expected)
+
+
+@pytest.mark.parametrize("form", ["positions", "rollouts"])
+def test_without_reward_only_the_penalty_pulls(form):
+    model, windows, reference = tiny(), random_ids(3, 10), NGram.fit(text(), V, 3)
+    cfg, candidates = GRPOConfig(reward_weight=0, beta=0.3), CandidateConfig("exact")
+    if form == "positions":
+        objective, ids = AllPositions(cfg, candidates, V, reference), windows[:, :-1]
+        expected = kl_exact(model.log_probs(ids), reference.log_probs(ids)).mean()
+    else:
+        objective, ids = Rollouts(cfg, candidates, V, 1, reference), windows[:, :-1]
+        expected = kl_exact(model.log_probs(ids)[:, -1], reference.log_probs(ids)[:, -1]).mean()
+    loss, metrics = objective(model, windows)
+    assert metrics["zero_variance"] == 1 and metrics["kl"] == pytest.approx(expected.item(), rel=1e-4)
+    assert close(gradient(model, loss), gradient(model, 0.3 * expected), 1e-4)
+
+
+def plain_rollouts(model, tries, scale, reference, beta, estimator, length):
+    "The loss of given tries, one row per branch, in loops"
+    total, weights = 0.0, tries.weight.sum()
+    for b in range(len(tries.batch)):
+        context, w, r = tries.batch[b, :-length], tries.weight[b, :, 0], tries.reward[b]
+        mean = (w * r).sum() / w.sum()
+        a = (r - mean) / dict(none=1.0, group=((w * (r - mean) ** 2).sum() / w.sum()).sqrt(), mean=mean)[scale] if r[w > 0].unique().numel() > 1 else torch.zeros_like(r)
+        for g in range(tries.ids.shape[1]):
+            row = torch.cat([context, tries.ids[b, g]])[None, :-1]
+            now, ref = model.log_probs(row)[0, -length:], reference.log_probs(row)[0, -length:]
+            for c, i in enumerate(tries.ids[b, g].tolist()):
+                gap = ref[c, i] - now[c, i]
+                kl = gap.exp() - gap - 1 if estimator == "k3" else (now[c].exp() * (now[c] - ref[c])).sum()
+                total = total + tries.weight[b, g, c] * (beta * kl - a[g] * now[c, i])
+    return total / weights
+
+
+@pytest.mark.parametrize(("estimator", "scale", "kl"), [("stratified", "mean", "exact"), ("uniform", "group", "k3"), ("on_policy", "none", "k3")])
+def test_rollouts_against_a_plain_rewriting(estimator, scale, kl):
+    "Gradient of one step: shared trunk, weights of whole branches, penalty along them, answers that end early"
+    model, windows, reference = tiny(), random_ids(3, 10), NGram.fit(text(), V, 3)
+    cfg, candidates = GRPOConfig(scale, partial_credit=0.2, beta=0.1, kl_estimator=kl), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2, n_samples=5, exhaustive_ratio=0.7)
+    objective = Rollouts(cfg, candidates, V, 3, reference, end=2)
+    loss, _ = objective(model, windows)
+    ours, theirs = gradient(model, loss), gradient(model, plain_rollouts(model, objective.tries, scale, reference, 0.1, kl, 3))
+    assert close(ours, theirs, 1e-4)
+    masked = objective.tries.weight == 0
+    for row, dead in zip(objective.tries.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
+        ended = row.index(2) if 2 in row else 3
+        assert dead[ended + 1 :] == [True] * len(dead[ended + 1 :]) and (all(dead) or not any(dead[: ended + 1]))
+
+
+@pytest.mark.parametrize(("estimator", "lowest"), [("exact", 0.97), ("stratified", 0.97), ("on_policy", 0.97)])
+def test_rollouts_expect_the_enumerated_gradient(estimator, lowest):
+    "Two characters, all 49 answers enumerated; the mean of 600 draws points the same way"
+    model, window = tiny(), random_ids(1, 8)
+    pairs = torch.cartesian_prod(torch.arange(V), torch.arange(V))
+    reward = (pairs == window[0, -2:]).long().cumprod(-1).float().mean(-1)
+    whole = torch.cat([window[:, :-2].expand(V * V, -1), pairs], 1)
+    logp = model.log_probs(whole[:, :-1])[:, -2:].gather(-1, pairs[..., None])[..., 0].sum(-1)
+    true = gradient(model, (logp.exp() * reward).sum())
+    objective = Rollouts(GRPOConfig("none", baseline="leave_one_out"), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2), V, 2)
+    mean = -sum(gradient(model, objective(model, window.expand(8, -1))[0]) for _ in range(75))
+    assert torch.nn.functional.cosine_similarity(mean, true, 0) > lowest
+
+
+def test_metrics_have_their_names():
+    reference = NGram.fit(text(), V, 2)
+    for objective in (AllPositions(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, reference), Rollouts(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, 3, reference)):
+        metrics = objective(tiny(), random_ids(4, 10))[1]
+        assert set(metrics) == {*FOUND, "clip_low", "clip_high", "entropy", "kl"}
+        assert metrics["reward_min"] <= metrics["reward_p10"] <= metrics["reward_median"] <= metrics["reward_p90"] <= metrics["reward_max"] <= 1
+    assert metrics["tokens"] == 12 and metrics["generated"] == 4 * 16 * 3
+
+
+@pytest.mark.parametrize("form", [lambda cfg: AllPositions(cfg, CandidateConfig("on_policy"), V), lambda cfg: Rollouts(cfg, CandidateConfig("on_policy"), V, 3)])
+def test_several_epochs_over_one_exploration(form):
+    "The second call keeps the tries, passes over the new batch, and sees ratios that have moved; the third explores again"
+    model, objective = tiny(), form(GRPOConfig("none", num_iterations=2))
+    objective(model, random_ids(2, 10))
+    tries = objective.tries
+    for p in model.parameters(): p.data += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
+    _, metrics = objective(model, random_ids(2, 10, seed=9))
+    assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0
+    assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.tries is not tries
+
+
+@pytest.mark.parametrize("form", [lambda cfg: AllPositions(cfg, CandidateConfig("on_policy"), V), lambda cfg: Rollouts(cfg, CandidateConfig("on_policy"), V, 3)])
+def test_training_resumes_bit_for_bit(form, tmp_path):
+    "Stopped between two epochs of one exploration"
+    cfg = GRPOConfig("group", num_iterations=2)
+    def run(steps, folder): return train(tiny(), form(cfg), Windows(text(), 9, 4), TrainConfig(steps=6, warmup=0, checkpoint_every=3), callbacks=(lambda row: (_ for _ in ()).throw(KeyboardInterrupt) if row["step"] > steps else None,), checkpoint_dir=folder, progress=False)
+    whole = run(6, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt): run(4, tmp_path / "parts")
+    again = run(6, tmp_path / "parts")
+    assert [r["loss"] for r in again] == [r["loss"] for r in whole] and [r["grad_norm"] for r in again] == [r["grad_norm"] for r in whole]
+
+
+def test_state_has_one_set_of_names():
+    objective = AllPositions(GRPOConfig(num_iterations=2), CandidateConfig("on_policy"), V)
+    before = set(objective.state_dict())
+    objective(tiny(), random_ids(2, 10))
+    assert set(objective.state_dict()) == before == {"epoch", "generator", "found", *TENSORS}
+
+
+def test_counting_flops_draws_nothing():
+    objective, model = Rollouts(GRPOConfig(), CandidateConfig("on_policy"), V, 3), tiny()
+    state = objective.generator.get_state()
+    assert count_flops(model, objective, random_ids(2, 10)) > 0
+    assert torch.equal(objective.generator.get_state(), state) and objective.epoch == 0
+
+
+def test_dropout_is_off_while_a_policy_tries():
+    torch.manual_seed(0)
+    model = ContextualGPT(GPTConfig(V, context=12, n_layers=1, n_heads=2, width=16, dropout=0.5)).train()
+    losses = [AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(model, random_ids(2, 10))[1]["reward"] for _ in range(2)]
+    assert losses[0] == losses[1] and model.training
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    (dict(scale_rewards="std"), "none of none, group, mean"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"),
+    (dict(beta=-1.0), "beta"), (dict(beta=float("nan")), "beta"), (dict(partial_credit=1.5), "partial_credit"), (dict(epsilon=1.0), "epsilon"), (dict(num_iterations=0), "num_iterations")])
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message): GRPOConfig(**settings)
+
+
+def test_refusals_before_training():
+    reference = NGram.fit(text(), V, 2)
+    with pytest.raises(ValueError, match="group of one"): AllPositions(GRPOConfig("group"), CandidateConfig("on_policy", n_samples=1), V)
+    with pytest.raises(ValueError, match="more than the 7 symbols"): AllPositions(GRPOConfig(), CandidateConfig(), V)
+    with pytest.raises(ValueError, match="need a reference"): AllPositions(GRPOConfig(beta=0.1), CandidateConfig("exact"), V)
+    with pytest.raises(ValueError, match="knows 7 symbols and the policy 9"): AllPositions(GRPOConfig(), CandidateConfig("exact"), 9, reference)
+    with pytest.raises(ValueError, match="policy knows 8 symbols and the objective 7"): AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(tiny(n_symbols=8), random_ids(2, 10))
+    with pytest.raises(ValueError, match="branches of 0"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 0)
+    with pytest.raises(ValueError, match="prefix match"): Rollouts(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
+    with pytest.raises(ValueError, match="do not fit a context of 12"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
+    with pytest.raises(ValueError, match="must be finite"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
