@@ -277,7 +277,8 @@ def test_other_refusals():
         with pytest.raises(ValueError, match=message): call()
     _, answer = task.encode(items)
     for ids, a, message in [(answer[:, None, :-1], answer, "2 characters cannot hold an answer of 3"), (answer[:, None], answer[:, :-1], "no answers with their terminator"), (answer[:, None], task.encode(items, worked=True)[1], "no answers with their terminator")]:
-        with pytest.raises(ValueError, match=message): task.check_ids(a, ids)
+        judge = task.check_ids
+        with pytest.raises(ValueError, match=message): judge(a, ids)
     for strange in ("2２\n", "22 \n", "22\r\n", "x", "22\n\0"):
         for judge in (task.check_answer, task.check_steps):
             with pytest.raises(UnknownCharacter): judge(items[0], strange)

@@ -2,7 +2,6 @@
 import os
 import sys
 import warnings
-from copy import deepcopy
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ with warnings.catch_warnings():
     trl = pytest.importorskip("trl", reason="TRL is compared where the `bench` extra is installed")
     from datasets import Dataset
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refine_nb._trl import guided_rollout
 from refine_nb.candidates import CandidateConfig
@@ -32,14 +31,20 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<eos>", pad_token="<pad>", padding_side="left")
 
 
+def tiny():
+    "A model with relative positions, predictions far from uniform, and dropout; always the same"
+    torch.manual_seed(0)
+    shape = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=64, attention_dropout=0.3)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=12, bos_token_id=END, eos_token_id=END, pad_token_id=PAD, **shape))
+    for p in model.parameters(): torch.nn.init.normal_(p, std=0.5)
+    return model.eval()
+
+
 def trainer_in(folder, reward=lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids], rollout_func=None, **settings):
-    "TRL's trainer on a tiny GPT-2 whose predictions are far from uniform"
+    "TRL's trainer on the tiny model"
     settings = dict(num_generations=4, per_device_train_batch_size=16, max_completion_length=LENGTH, max_steps=1, learning_rate=1e-2, gradient_checkpointing=False) | settings
     args = trl.GRPOConfig(str(folder), use_cpu=True, bf16=False, report_to="none", save_strategy="no", disable_tqdm=True, logging_steps=1, shuffle_dataset=False, **settings)
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=END, eos_token_id=END, pad_token_id=PAD))
-    for p in model.parameters(): torch.nn.init.normal_(p, std=0.25)
-    trainer = trl.GRPOTrainer(model, reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=tokenizer(), rollout_func=rollout_func)
+    trainer = trl.GRPOTrainer(tiny().train(), reward, args, Dataset.from_dict({"prompt": PROMPTS}), processing_class=tokenizer(), rollout_func=rollout_func)
     trainer.current_gradient_accumulation_steps = 1
     return trainer
 
@@ -144,8 +149,8 @@ def test_a_step(tmp_path, forced):
         return [ids.count(1) + len(ids) / 10 for ids in completion_ids]
 
     trainer = trainer_in(tmp_path, reward, guided_rollout(LIKELIEST, forced), top_k=1, temperature=0.7)
-    before = deepcopy(trainer.model).eval()
     trainer.train()
+    before = tiny()
     rows = [tokenizer()(p)["input_ids"] for p in PROMPTS]
     p, first = zip(*((before(torch.tensor([row])).logits[0, -1] / 0.7).softmax(-1).topk(4) for row in rows))
     want = [[a] + (greedy(before, [*row, a], LENGTH - 1) if a != END else []) for row, group in zip(rows, first) for a in group.tolist()]
