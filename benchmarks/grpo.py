@@ -1,7 +1,7 @@
 """One step of GRPO against TRL on equal work: process CPU time on one thread, ratios measured in one run.
 
     python benchmarks/grpo.py               # everything, about twenty minutes; writes grpo.json and grpo_scaling.csv beside this file
-    python benchmarks/grpo.py step          # one part: limits, step, candidates or scaling; only printed
+    python benchmarks/grpo.py step          # one part: limits, step, candidates, loop or scaling; only printed
 
 step: TRL's `GRPOTrainer` (extra `bench`) trains, and after each of its steps, in its callback, every other contestant makes one of its own, so that a
 drift of the machine meets all of them; a ratio is the median over rounds of (TRL's time / ours). 8 prompts of 100 characters, groups of 8 and 16,
@@ -12,6 +12,8 @@ one row per completion, as TRL computes it.
 
 candidates: ours alone: 8 texts of 100 characters × 25 candidates × 8 characters, shared prefix against one row per candidate (without any cache); the
 characters must be the same, differences of log-probabilities and gradients are reported.
+
+loop: the share of a training run, recorder and checkpoint included, that is neither generating nor scoring nor updating.
 
 scaling: group size, completion length, context and width, one at a time, each point in a process of its own; exponents are slopes of log–log fits.
 """
@@ -31,11 +33,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+import refine_nb.train
 from refine_nb.branches import Trunk, branch_logits, generate
 from refine_nb.candidates import CandidateConfig, select
+from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample, set_precision
-from refine_nb.grpo import GRPOConfig, Rollouts, group_advantage, grpo_loss
-from refine_nb.train import TrainConfig, adamw, update
+from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss
+from refine_nb.train import TrainConfig, adamw, train, update
 
 OUT, CURVES = Path(__file__).with_suffix(".json"), Path(__file__).with_name("grpo_scaling.csv")
 BASE = dict(prompts=8, t=100, g=8, c=8, width=128)
@@ -245,6 +249,34 @@ def candidates() -> dict:
                 logp_difference=(value_a - value_b).abs().max().item(), gradient_difference=max((i - j).abs().max().item() for i, j in zip(a, b)), gradient_max=max(i.abs().max().item() for i in a))
 
 
+def outside(objective, ahead: int, steps: int) -> dict:
+    "A run of the loop, recorder and a checkpoint included: the share of its time outside `update`, and milliseconds a step"
+    inside, ticks, text = [], [], torch.randint(65, (20_000,), generator=torch.Generator().manual_seed(0))
+
+    def timed(*args):
+        start = time.process_time()
+        row = update(*args)
+        inside.append(time.process_time() - start)
+        return row
+
+    def record(row):
+        log.write(json.dumps(row) + "\n")
+        ticks.append(time.process_time())
+
+    refine_nb.train.update = timed
+    try:
+        with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "metrics.jsonl", "w") as log:
+            cfg = TrainConfig(steps=steps, warmup=5, checkpoint_every=steps // 2 + 10)
+            train(our_model(BASE), objective, Windows(text, 100, 8, ahead), cfg, callbacks=(record,), checkpoint_dir=Path(folder) / "checkpoints", progress=False)
+    finally: refine_nb.train.update = update
+    return dict(outside=1 - sum(inside[5:]) / (ticks[-1] - ticks[4]), ms=1e3 * (ticks[-1] - ticks[4]) / (steps - 5))
+
+
+def loop(steps: int = 100) -> dict:
+    "The loop around `update`, which generates, scores and learns; the first steps, with their counting of operations, left out"
+    return {"all positions": outside(AllPositions(GRPOConfig(), CandidateConfig(), 65), 1, steps), "rollouts": outside(Rollouts(GRPOConfig(), CandidateConfig(), 65, 8), 8, steps)}
+
+
 def resident() -> float:
     "Peak resident set of this process in GiB since the last call"
     status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -302,7 +334,7 @@ def main(parts: list[str]) -> None:
     import transformers
     import trl
 
-    run = dict(limits=limits, step=step_part, candidates=candidates, scaling=lambda: scaling(write=not parts))
+    run = dict(limits=limits, step=step_part, candidates=candidates, loop=loop, scaling=lambda: scaling(write=not parts))
     unknown = set(parts) - {*run}
     if unknown: raise SystemExit(f"no part {', '.join(sorted(unknown))}; there is {', '.join(run)}")
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
