@@ -23,25 +23,26 @@ from .trigram import NGram, eval_mode
 
 # %% ../nbs/10_grpo.ipynb #g10adv
 SCALES = ("none", "group", "mean")
-BASELINES = ("mean", "leave_one_out")
+BASELINES = ("mean", "leave_one_out", "split")
 
 
 def group_advantage(
     reward: Float[Tensor, "*b g"],
     weight: Float[Tensor, "*b g"],  # of each try, 0 for absent ones; 1/g for samples
     scale: str = "none",  # divide by nothing, by the group's standard deviation ("group") or by its mean ("mean")
-    baseline: str = "mean",  # of the group, or "leave_one_out": of the others
+    baseline: str = "mean",  # of the group, or of the others ("leave_one_out")
 ) -> tuple[Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:  # advantages; groups in which all tries earned the same
     "How much better each try was than its group; 0 where nothing can be learned. Raises `ValueError` for a reward that is not finite"
     if not torch.isfinite(reward).all(): raise ValueError(f"a reward is {reward[~torch.isfinite(reward)][0].item()}: rewards must be finite numbers")
+    reward, weight, dtype = reward.double(), weight.double(), reward.dtype  # leave one out divides by what the others weigh
     there, total = weight > 0, weight.sum(-1, keepdim=True)
     low, high = reward.masked_fill(~there, torch.inf).amin(-1), reward.masked_fill(~there, -torch.inf).amax(-1)
     flat, mean = (high <= low)[..., None], (weight * reward).sum(-1, keepdim=True) / total
     adv = reward - mean
     if scale == "group": adv = adv / ((weight * adv.square()).sum(-1, keepdim=True) / total).sqrt().clamp(min=1e-30)
     if scale == "mean": adv = adv / mean.clamp(min=1e-30)
-    if baseline == "leave_one_out": adv = adv * total / (total - weight).clamp(min=1e-6)  # r − mean of the others = (r − mean) · Σw / (Σw − w)
-    return torch.where(flat | ~there, 0.0, adv), flat[..., 0]
+    if baseline == "leave_one_out": adv = adv * total / (total - weight).clamp(min=1e-12)  # r − mean of the others = (r − mean) · Σw / (Σw − w)
+    return torch.where(flat | ~there, 0.0, adv).to(dtype), flat[..., 0]
 
 # %% ../nbs/10_grpo.ipynb #g10loss
 def grpo_loss(
@@ -83,7 +84,7 @@ class GRPOConfig:
     "How tries become an update"
 
     scale_rewards: str = "mean"  # "none", "group" (standard deviation) or "mean"
-    baseline: str = "mean"  # or "leave_one_out"
+    baseline: str = "mean"  # or "leave_one_out", or "split": the mean for chosen characters, leave one out for drawn ones
     reward_weight: float = 1.0  # 0: the control that gets no reward, only the penalty
     partial_credit: float = 0.0  # what a wrong character among the reference's five likeliest earns
     beta: float = 0.0  # weight of KL to the reference
@@ -149,6 +150,14 @@ class GRPO:
             loss, metrics = loss + self.cfg.beta * kl, metrics | dict(kl=kl.item())
         return loss, metrics
 
+    def advantages(self, reward: Float[Tensor, "*b g"], group: Candidates) -> tuple[Float[Tensor, "*b g"], Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:
+        "For the first character of each try, and for the others, which were drawn; groups without variance"
+        mean, flat = group_advantage(reward, group.weight, self.cfg.scale_rewards)
+        if self.cfg.baseline == "mean": return mean, mean, flat
+        others, _ = group_advantage(reward, group.weight, self.cfg.scale_rewards, "leave_one_out")
+        chosen = group.guided[..., None] & (self.cfg.baseline == "split")
+        return torch.where(chosen, mean, others), others, flat
+
     def penalty(self, logp_all, logp, tries, normalizer):
         "KL to the reference, averaged as the tries are"
         ref_all = self.reference_along(tries)
@@ -206,7 +215,7 @@ class AllPositions(GRPO):
         reward = exact_match(group.ids, target)
         if cfg.partial_credit: reward = reward + (1 - reward) * partial_credit(group.ids, self.reference.topk(batch[:, :-1], 5), cfg.partial_credit)
         reward = reward * cfg.reward_weight
-        adv, flat = group_advantage(reward, group.weight, cfg.scale_rewards, cfg.baseline)
+        adv, _, flat = self.advantages(reward, group)
         return Tries(batch, group.ids, group.weight, reward, adv, adv), describe(reward, group.weight, flat, group, 0, target.numel())
 
     def log_probs(self, logits, tries):
@@ -258,10 +267,10 @@ class Rollouts(GRPO):
         target, cfg = batch[:, -self.length :], self.cfg
         group, branches = guided_generate(trunk, self.length, self.candidates, self.generator)
         reward = cfg.reward_weight * (self.reward(branches, target, self.credit(batch, branches)) if cfg.partial_credit else self.reward(branches, target))
-        adv, flat = group_advantage(reward, group.weight, cfg.scale_rewards, cfg.baseline)
+        first, rest, flat = self.advantages(reward, group)
+        adv = torch.cat([first[..., None], rest[..., None].expand(*rest.shape, self.length - 1)], -1)
         mask = torch.ones_like(branches) if self.end is None else ((branches == self.end).cumsum(-1) - (branches == self.end).long() == 0).long()
-        weight, adv = group.weight[..., None] * mask, adv[..., None].expand(mask.shape)
-        return Tries(batch, branches, weight, reward, adv, adv), describe(reward, group.weight, flat, group, int(mask.sum()), target.numel())
+        return Tries(batch, branches, group.weight[..., None] * mask, reward, adv, adv), describe(reward, group.weight, flat, group, int(mask.sum()), target.numel())
 
     def credit(self, batch, branches):
         "Partial credit along the text itself: up to the first error a branch has the same history"
