@@ -182,6 +182,37 @@ def test_rollouts_expect_the_enumerated_gradient(estimator, baseline, sound):
     assert (cosine > 0.97) == sound
 
 
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "split"])
+def test_baselines_of_chosen_and_drawn_characters(baseline):
+    "Half of the contexts guided: mean for chosen characters, leave one out for drawn ones, and for everything where all was drawn"
+    objective = Rollouts(GRPOConfig("mean", baseline), CandidateConfig("stratified", threshold=0.0, top_k=2, n_random=3, confident_k=2, exhaustive_ratio=0.5), V, 2)
+    model, windows = tiny(), random_ids(6, 10)
+    windows[:, -2] = model.log_probs(windows[:, :-2])[:, -1].argmax(-1)
+    objective(model, windows)
+    tries = objective.tries
+    mean, others = (group_advantage(tries.reward, tries.weight[..., 0], "mean", b)[0] for b in ("mean", "leave_one_out"))
+    guided = (tries.weight[..., 0] != 1 / 5).any(-1, keepdim=True)
+    assert guided.sum() == 3
+    first = torch.where(guided, mean, others) if baseline == "split" else mean if baseline == "mean" else others
+    assert torch.equal(tries.adv[..., 0], first) and torch.equal(tries.adv[..., 1], mean if baseline == "mean" else others)
+
+
+def test_partial_credit_along_branches():
+    "Up to the first error, where the reference counts the wrong character among its five likeliest there"
+    windows, reference = random_ids(4, 10), NGram.fit(text(), V, 3)
+    objective = Rollouts(GRPOConfig(partial_credit=0.2), CandidateConfig("on_policy", n_samples=12), V, 3, reference)
+    objective(tiny(), windows)
+    seen = set()
+    for window, branches, rewards in zip(windows, objective.tries.ids, objective.tries.reward):
+        top = reference.log_probs(window[None, :-1])[0].topk(5).indices
+        for branch, reward in zip(branches.tolist(), rewards.tolist()):
+            right = next((i for i in range(3) if branch[i] != window[7 + i]), 3)
+            credited = right < 3 and branch[right] in top[6 + right].tolist()
+            seen.add((right, credited))
+            assert reward == pytest.approx((right + 0.2 * credited) / 3)
+    assert {(0, True), (0, False), (1, True)} <= seen
+
+
 def test_metrics_have_their_names():
     reference = NGram.fit(text(), V, 2)
     for objective in (AllPositions(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, reference), Rollouts(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, 3, reference)):
@@ -198,8 +229,12 @@ def test_several_epochs_over_one_exploration(form):
     objective(model, random_ids(2, 10))
     tries = objective.tries
     for p in model.parameters(): p.data += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
-    _, metrics = objective(model, random_ids(2, 10, seed=9))
+    state = objective.state_dict()
+    loss, metrics = objective(model, random_ids(2, 10, seed=9))
     assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0
+    twin = form(GRPOConfig("none", num_iterations=2))
+    twin.load_state_dict(state)
+    assert torch.equal(twin(model, random_ids(2, 10))[0], loss)  # whichever batch is offered
     assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.tries is not tries
 
 
