@@ -43,8 +43,11 @@ def tests() -> tuple[bool, str]:
     return ok, ", ".join(f"{counts.get(what, 0)} {what}" for what in ("tests", "failures", "errors", "skipped"))
 
 
+SAME = {"seed", "lr"}  # parameters that lead through the same code
+
+
 def smoke_sweep(notebook: Path) -> dict:
-    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov if it reads a text, sized by the smoke preset"
+    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov if it reads a text, sized by the smoke preset; those that differ only in SAME once"
     from refine_nb.runs import read_parameters
     from refine_nb.sweep import read_yaml
     declared = read_parameters(notebook)
@@ -53,7 +56,8 @@ def smoke_sweep(notebook: Path) -> dict:
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
     chosen = [{k: v[end] if isinstance(v, list) else v for k, v in entry.items() if k not in sized} for entry in entries or [{}] for end in (0, -1)]
     runs = [{**entry, "preset": "smoke", **text} for entry in chosen]
-    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if run not in runs[:i]]}
+    kinds = [{k: v for k, v in run.items() if k not in SAME} for run in runs]
+    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if kinds[i] not in kinds[:i]]}
 
 
 def experiments() -> tuple[bool, str]:
