@@ -86,7 +86,7 @@ def select(
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {nearest('parameter', name, sorted(names))}")
         fits = every[name].isna() if value is None else every[name] == value
-        if not fits.any(): raise Open(f"no run yet: {nearest(name, value, every[name].dropna().unique())}")
+        if not fits.any(): raise Open(f"no run yet: {nearest(name, value, map(str, every[name].dropna().unique()))}")
         table = table[fits[table.index]]
     if "seed" in names: table = table.set_index("seed", drop=False).sort_index()
     free = sorted(n for n in names - {"seed"} if table[n].nunique(dropna=False) > 1)
