@@ -43,7 +43,7 @@ def tests() -> tuple[bool, str]:
     return ok, ", ".join(f"{counts.get(what, 0)} {what}" for what in ("tests", "failures", "errors", "skipped"))
 
 
-SAME = {"seed", "lr"}  # parameters that lead through the same code
+SAME = {"seed", "lr", "stage"}  # parameters that lead through the same code, once every stage has been there
 
 
 def smoke_sweep(notebook: Path) -> dict:
@@ -56,8 +56,8 @@ def smoke_sweep(notebook: Path) -> dict:
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
     chosen = [{k: v[end] if isinstance(v, list) else v for k, v in entry.items() if k not in sized} for entry in entries or [{}] for end in (0, -1)]
     runs = [{**entry, "preset": "smoke", **text} for entry in chosen]
-    kinds = [{k: v for k, v in run.items() if k not in SAME} for run in runs]
-    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if kinds[i] not in kinds[:i]]}
+    kinds, stages = [{k: v for k, v in run.items() if k not in SAME} for run in runs], [run.get("stage") for run in runs]
+    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if kinds[i] not in kinds[:i] or stages[i] not in stages[:i]]}
 
 
 def experiments() -> tuple[bool, str]:
