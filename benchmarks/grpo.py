@@ -1,7 +1,7 @@
 """One step of GRPO against TRL on equal work: process CPU time on one thread, ratios measured in one run.
 
-    python benchmarks/grpo.py               # everything, about twenty minutes; writes grpo.json and grpo_scaling.csv beside this file
-    python benchmarks/grpo.py step          # one part: limits, step, candidates, loop or scaling; only printed
+    python benchmarks/grpo.py               # everything, about ten minutes; writes grpo.json and grpo_scaling.csv beside this file
+    python benchmarks/grpo.py step          # one part again: limits, step, candidates, loop or scaling
 
 step: TRL's `GRPOTrainer` (extra `bench`) trains, and after each of its steps, in its callback, every other contestant makes one of its own, so that a
 drift of the machine meets all of them; a ratio is the median over rounds of (TRL's time / ours). 8 prompts of 100 characters, groups of 8 and 16,
@@ -43,7 +43,7 @@ from refine_nb.train import TrainConfig, adamw, train, update
 
 OUT, CURVES = Path(__file__).with_suffix(".json"), Path(__file__).with_name("grpo_scaling.csv")
 BASE = dict(prompts=8, t=100, g=8, c=8, width=128)
-VARIED = dict(g=(2, 4, 8, 16, 32, 64), c=(2, 4, 8, 16, 32, 64), t=(25, 50, 100, 200, 400), width=(64, 128, 256, 512))
+VARIED = dict(g=(4, 8, 16, 32), c=(4, 8, 16, 32), t=(50, 100, 200, 400), width=(64, 128, 256))
 SYMBOLS = [chr(i) for i in range(59, 124)]  # 65 of them
 
 
@@ -291,10 +291,10 @@ def point(side: str, work: dict) -> dict:
     if side == "trl": against_trl(BASE | dict(prompts=1, t=2, g=2, c=2), {}, 1, 0)  # imports
     else: ours(BASE | dict(prompts=1, t=2, g=2, c=2))()
     resident()
-    before, warmup, n = resident(), 2, 5
+    before, warmup, n = resident(), 1, 3
     if side == "trl": times = against_trl(work, {}, n, warmup)
     else:
-        step = ours(work, "fp32" if side == "ours" else "bf16")
+        step = ours(work)
         times = {side: [step() for _ in range(warmup + n)][warmup:]}
     m = median(split(times))
     return dict(side=side, **work, ms=1e3 * m[side], generate_ms=1e3 * m[f"{side} generate"], update_ms=1e3 * m[f"{side} update"], before_gib=before, peak_gib=resident())
@@ -315,18 +315,18 @@ def exponents(rows: pd.DataFrame) -> dict:
     return out
 
 
-def scaling(write: bool = False) -> dict:
+def scaling() -> dict:
     "Time and memory of a step as curves, on both sides"
     works = list({json.dumps(w): w for k, values in VARIED.items() for w in (BASE | {k: v} for v in values)}.values())
     rows = []
     for work in works:
-        for side in ("trl", "ours", "ours bf16"):
+        for side in ("trl", "ours"):
             done = subprocess.run([sys.executable, "-W", "ignore", __file__, "point", side, json.dumps(work)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
             if done.returncode: raise RuntimeError(f"{side} {work}: {done.stderr[-2000:]}")
             rows.append(json.loads(done.stdout.splitlines()[-1]))
             print(rows[-1], flush=True)
     rows = pd.DataFrame(rows)
-    if write: rows.to_csv(CURVES, index=False, float_format="%.4f")
+    rows.to_csv(CURVES, index=False, float_format="%.4f")
     return exponents(rows)
 
 
@@ -334,14 +334,16 @@ def main(parts: list[str]) -> None:
     import transformers
     import trl
 
-    run = dict(limits=limits, step=step_part, candidates=candidates, loop=loop, scaling=lambda: scaling(write=not parts))
+    run = dict(limits=limits, step=step_part, candidates=candidates, loop=loop, scaling=scaling)
     unknown = set(parts) - {*run}
     if unknown: raise SystemExit(f"no part {', '.join(sorted(unknown))}; there is {', '.join(run)}")
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    result = dict(cpu=cpu, amx=torch.cpu._is_amx_tile_supported(), torch=torch.__version__, trl=trl.__version__, transformers=transformers.__version__, load=os.getloadavg()[0])
-    result |= {name: f() for name, f in run.items() if not parts or name in parts}
+    result = json.loads(OUT.read_text()) if parts and OUT.exists() else {}
+    result |= dict(cpu=cpu, amx=torch.cpu._is_amx_tile_supported(), torch=torch.__version__, trl=trl.__version__, transformers=transformers.__version__)
+    for name, f in run.items():
+        if not parts or name in parts: result |= {"load": result.get("load", {}) | {name: os.getloadavg()[0]}, name: f()}
     print(json.dumps(result, indent=1))
-    if not parts: OUT.write_text(json.dumps(result, indent=1) + "\n")
+    OUT.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
