@@ -178,7 +178,6 @@ def test_rollouts_expect_the_enumerated_gradient(estimator, baseline, sound):
     objective = Rollouts(GRPOConfig("none", baseline=baseline), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2), V, 2)
     mean = -sum(gradient(model, objective(model, window.expand(8, -1))[0]) for _ in range(75))
     cosine = torch.nn.functional.cosine_similarity(mean, true, 0)
-    print(estimator, baseline, cosine)
     assert (cosine > 0.97) == sound
 
 
