@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from refine_nb.candidates import CandidateConfig, whole_match
+from refine_nb.candidates import CandidateConfig, exact_match, select, whole_match
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.grpo import FOUND, SCALES, TENSORS, AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss, k3, kl_exact
@@ -158,6 +158,21 @@ def test_rollouts_against_a_plain_rewriting(estimator, scale, kl):
     for row, dead in zip(objective.tries.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
         ended = row.index(2) if 2 in row else 3
         assert dead[ended + 1 :] == [True] * len(dead[ended + 1 :]) and (all(dead) or not any(dead[: ended + 1]))
+
+
+@pytest.mark.parametrize(("estimator", "sound"), [("exact", True), ("stratified", True), ("on_policy", True), ("renormalized", False), ("uniform", False)])
+def test_expected_gradient_of_a_group(estimator, sound):
+    "Selection, weights and the group's own baseline together, unscaled, against enumeration over the logits; the right character is likely, middling and rare"
+    logp = (1.5 * torch.randn(30, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    cfg, p, order, total, true = CandidateConfig(estimator, threshold=0.0, top_k=6, n_random=6, confident_k=6), logp.exp(), logp.argsort(descending=True), 0.0, 0.0
+    for rank in (0, 8, 25):
+        group = select(logp.expand(20_000, -1), cfg, torch.Generator().manual_seed(1))
+        reward = exact_match(group.ids, order[rank].expand(20_000))
+        push = group.weight * group_advantage(reward, group.weight)[0]
+        mean = (torch.zeros(20_000, 30).scatter_add(-1, group.ids, push) - push.sum(-1, keepdim=True) * p).mean(0)
+        hit = torch.nn.functional.one_hot(order[rank], 30)
+        total, true = total + mean / p[order[rank]], true + hit - p  # each rank counts alike
+    assert (torch.nn.functional.cosine_similarity(total, true, 0) > 0.99) == sound
 
 
 @pytest.mark.parametrize(("estimator", "baseline", "sound"), [("exact", "split", True), ("stratified", "split", True), ("on_policy", "split", True), ("on_policy", "leave_one_out", True),
