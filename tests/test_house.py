@@ -195,8 +195,8 @@ def test_component_notebooks_hold_their_outputs():
 
 
 def lines_with(pattern: re.Pattern, files: list[Path]) -> list[str]:
-    "file:line of every match"
-    return [f"{short(f)}:{n} {m[0]}" for f in files for n, line in enumerate(f.read_text(encoding="utf-8").splitlines(), 1) if (m := pattern.search(line))]
+    "file:line of every match; the letters of a stored picture are no words"
+    return [f"{short(f)}:{n} {m[0]}" for f in files for n, line in enumerate(f.read_text(encoding="utf-8").splitlines(), 1) if '"image/png":' not in line and (m := pattern.search(line))]
 
 
 def test_no_machine_paths():
