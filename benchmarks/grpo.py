@@ -27,7 +27,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from speed import SHAPE, limits, median, peer, ratio, rounds  # sets one thread before torch is imported
+from speed import SHAPE, limits, machine_facts, median, peer, ratio, rounds  # sets one thread before torch is imported
 
 import numpy as np
 import pandas as pd
@@ -337,9 +337,8 @@ def main(parts: list[str]) -> None:
     run = dict(limits=limits, step=step_part, candidates=candidates, loop=loop, scaling=scaling)
     unknown = set(parts) - {*run}
     if unknown: raise SystemExit(f"no part {', '.join(sorted(unknown))}; there is {', '.join(run)}")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
     result = json.loads(OUT.read_text()) if parts and OUT.exists() else {}
-    result |= dict(cpu=cpu, amx=torch.cpu._is_amx_tile_supported(), torch=torch.__version__, trl=trl.__version__, transformers=transformers.__version__)
+    result |= machine_facts() | dict(trl=trl.__version__, transformers=transformers.__version__)
     for name, f in run.items():
         if not parts or name in parts: result |= {"load": result.get("load", {}) | {name: os.getloadavg()[0]}, name: f()}
     print(json.dumps(result, indent=1))

@@ -59,6 +59,13 @@ def peer(context: int):
     return GPT2LMHeadModel(GPT2Config(vocab_size=65, n_positions=context, n_embd=128, n_layer=4, n_head=4, activation_function="gelu", attn_implementation="sdpa", bos_token_id=0, eos_token_id=None, pad_token_id=0, **drop))
 
 
+def machine_facts() -> dict:
+    "Processor, whether it has AMX, and PyTorch's version"
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return dict(cpu=names[0] if names else platform.processor(), amx=torch.cpu._is_amx_tile_supported(), torch=torch.__version__)
+
+
 def limits() -> dict:
     "What the machine can do: matrix products in two precisions, and reading memory"
     a, big = torch.randn(768, 768), torch.randn(64 * 2**20)
@@ -141,8 +148,7 @@ def main(parts: list[str]) -> None:
     run = dict(train=lambda: training(machine), sample=lambda: sampling(machine), counts=counts, markov=lambda: limit_of_markov(machine))
     unknown = set(parts) - {*run, "limits"}
     if unknown: raise SystemExit(f"no part {', '.join(unknown)}; there is limits, {', '.join(run)}")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    result = dict(cpu=cpu, amx=torch.cpu._is_amx_tile_supported(), torch=torch.__version__, load=os.getloadavg()[0], limits=machine) | {name: f() for name, f in run.items() if not parts or name in parts}
+    result = machine_facts() | dict(load=os.getloadavg()[0], limits=machine) | {name: f() for name, f in run.items() if not parts or name in parts}
     print(json.dumps(result, indent=1))
     if not parts: OUT.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -21,3 +21,15 @@ def tinyshakespeare():
     if not Path(folder, "tinyshakespeare.txt").is_file(): pytest.skip(f"no tinyshakespeare.txt in REFINE_NB_DATA={folder}")
     from refine_nb.data import load_corpus
     return load_corpus("tinyshakespeare")
+
+
+@pytest.fixture(params=[0, 3], ids=["plain", "ngram"])
+def model(request):
+    "A small GPT over 11 symbols, with and without n-gram embeddings"
+    import torch
+
+    from refine_nb.gpt import ContextualGPT, GPTConfig
+    torch.manual_seed(0)
+    model = ContextualGPT(GPTConfig(11, context=24, n_layers=3, n_heads=2, width=16, ngram=request.param)).eval()
+    for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)  # far from the symmetric start
+    return model

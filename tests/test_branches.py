@@ -3,15 +3,7 @@ import pytest
 import torch
 
 from refine_nb.branches import Trunk, branch_logits, generate, star, tree_logits, tree_mask
-from refine_nb.gpt import ContextualGPT, GPTConfig, choose, set_precision
-
-
-@pytest.fixture(params=[0, 3], ids=["plain", "ngram"])
-def model(request):
-    torch.manual_seed(0)
-    model = ContextualGPT(GPTConfig(11, context=24, n_layers=3, n_heads=2, width=16, ngram=request.param)).eval()
-    for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)  # far from the symmetric start
-    return model
+from refine_nb.gpt import choose, set_precision
 
 
 def random_ids(*shape, seed=1): return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))

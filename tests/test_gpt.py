@@ -6,14 +6,6 @@ import torch.nn.functional as F
 from refine_nb.gpt import ContextualGPT, GPTConfig, NGramEmbedding, choose, n_parameters, sample, set_precision
 
 
-@pytest.fixture(params=[0, 3], ids=["plain", "ngram"])
-def model(request):
-    torch.manual_seed(0)
-    model = ContextualGPT(GPTConfig(11, context=24, n_layers=3, n_heads=2, width=16, ngram=request.param)).eval()
-    for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)  # far from the symmetric start
-    return model
-
-
 def random_ids(*shape): return torch.randint(11, shape, generator=torch.Generator().manual_seed(1))
 
 
