@@ -220,7 +220,7 @@ def candidates() -> dict:
     "25 candidates of 8 characters, their first ones chosen, then greedy: shared prefix against one row per candidate"
     work, draws = BASE | dict(g=25), torch.Generator().manual_seed(0)
     model, x, c = our_model(work).eval(), prompts(work), work["c"]
-    group = select(Trunk(model, x).next_logits().detach().log_softmax(-1), CandidateConfig(), draws)
+    group = select(Trunk(model, x).next_logits.detach().log_softmax(-1), CandidateConfig(), draws)
     adv, weight, drift = torch.randn(8, 25, 1, generator=draws).expand(8, 25, c), group.weight[..., None].expand(8, 25, c), torch.randn(8, 25, c, generator=draws) / 10
 
     def learn(logits, ids):

@@ -104,16 +104,12 @@ class Trunk:
                 self.keys.append(k); self.values.append(v)
                 x = x[:, -1:]
             x = block(x, layer, _Reading(self))
-        self.last = model.norm(x)[:, 0]
+        self.next_logits = model.head(model.norm(x)[:, 0])  # (b, v), of the character after the prefix
 
     def room(self, c: int) -> None:
         "Raises `ValueError` when c more characters do not fit the model's context (the last one is never read)"
         t, context = self.prefix.shape[1], self.model.cfg.context
         if c < 1 or t + c - 1 > context: raise ValueError(f"{t} characters of prefix and {c} more do not fit a context of {context} (the last one is not read): shorten one or build the model with context={t + c - 1}")
-
-    def next_logits(self) -> Float[Tensor, "b v"]:
-        "Logits of the character after the prefix"
-        return self.model.head(self.last)
 
 # %% ../nbs/08_branches.ipynb #b08logits
 class _OnTrunk(KVCache):
@@ -138,7 +134,7 @@ def branch_logits(
     "Predictions along branches, with gradients into the trunk; raises `ValueError` when they do not fit"
     (b, g, c), model = branches.shape, trunk.model
     trunk.room(c)
-    first = trunk.next_logits()[:, None, None].expand(b, g, 1, -1)
+    first = trunk.next_logits[:, None, None].expand(b, g, 1, -1)
     if c == 1: return first
     ids = rearrange(branches[:, :, :-1], "b g c -> (b g) c")
     t = trunk.prefix.shape[1]
@@ -159,11 +155,11 @@ def generate(
     temperature: float = 1.0,  # 0: greedy
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "b g n"]:
-    "Continue every prefix g times, in evaluation mode; raises `ValueError` when it does not fit"
+    "Continue every prefix g times, without dropout (the prefix as it was read); raises `ValueError` when it does not fit"
     trunk.room(n)
     model, (b, t) = trunk.model, trunk.prefix.shape
     g = g if first is None else first.shape[1]
-    logits = trunk.next_logits().repeat_interleave(g, 0)
+    logits = trunk.next_logits.repeat_interleave(g, 0)
     out = torch.empty(b * g, n, dtype=torch.long, device=trunk.prefix.device)
     out[:, 0] = choose(logits, temperature, None, generator) if first is None else first.flatten()
     if n > 1: cache = _as_cache(trunk, t + n).fork(g)

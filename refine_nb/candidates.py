@@ -7,6 +7,7 @@ __all__ = ['ESTIMATORS', 'exact_match', 'prefix_match', 'whole_match', 'partial_
            'entropy', 'select']
 
 # %% ../nbs/09_candidates.ipynb #c09imp
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -31,7 +32,7 @@ def prefix_match(
     "Share of the continuation that is right before the first error, the error itself earning its credit"
     right = exact_match(branches.movedim(1, -1), target).movedim(-1, 1)
     alive = torch.cat([torch.ones_like(right[..., :1]), right[..., :-1]], -1).cumprod(-1)
-    earned = right if credit is None else right + credit * (1 - right)
+    earned = right if credit is None else torch.maximum(right, credit)
     return (alive * earned).mean(-1)
 
 
@@ -96,6 +97,7 @@ class Candidates:
 
     ids: Int[Tensor, "*b g"]
     weight: Float[Tensor, "*b g"]  # with which each enters the gradient; 0: not tried
+    share: Float[Tensor, "*b g"]  # … were each to stand for itself alone, not for others that were not selected
     uncertain: Bool[Tensor, "*b"]  # contexts above the threshold
     guided: Bool[Tensor, "*b"]  # contexts that got candidates; the others sampled
 
@@ -116,14 +118,16 @@ def select(
     if cfg.estimator == "exact": ids, selection = torch.arange(g, device=logp.device).expand(*h.shape, g), torch.ones_like(logp)
     elif cfg.estimator == "on_policy": ids, selection = _draw(logp, g, generator), logp.new_ones(*h.shape, g)
     else: ids, selection = _top_and_tail(logp, uncertain, cfg, generator)
-    weight = ESTIMATORS[cfg.estimator](logp.gather(-1, ids).exp(), selection)
+    p = logp.gather(-1, ids).exp()
+    weight = ESTIMATORS[cfg.estimator](p, selection)
+    share = p * (selection > 0) if cfg.estimator == "stratified" else weight
     guided = torch.full_like(uncertain, cfg.estimator != "on_policy")
     if cfg.exhaustive_ratio < 1 and cfg.estimator != "on_policy":
-        most = h.flatten().topk(round(cfg.exhaustive_ratio * h.numel())).indices
+        most = h.flatten().topk(math.ceil(cfg.exhaustive_ratio * h.numel())).indices
         guided = torch.zeros_like(guided).flatten().index_fill(0, most, True).view_as(guided)
         ids = torch.where(guided[..., None], ids, _draw(logp, g, generator))
-        weight = torch.where(guided[..., None], weight, 1 / g)
-    return Candidates(ids, weight, uncertain, guided)
+        weight, share = (torch.where(guided[..., None], w, 1 / g) for w in (weight, share))
+    return Candidates(ids, weight, share, uncertain, guided)
 
 
 def _draw(logp, g, generator):

@@ -22,18 +22,19 @@ from .gpt import ContextualGPT
 from .trigram import NGram, eval_mode
 
 # %% ../nbs/10_grpo.ipynb #g10adv
-SCALES = ("none", "group", "mean")
+SCALES = ("none", "group", "mean", "probability")
 BASELINES = ("mean", "leave_one_out", "split")
 
 
 def group_advantage(
     reward: Float[Tensor, "*b g"],
     weight: Float[Tensor, "*b g"],  # of each try, 0 for absent ones; 1/g for samples
-    scale: str = "none",  # divide by nothing, by the group's standard deviation ("group") or by its mean ("mean")
+    scale: str = "none",  # divide by nothing, by the group's standard deviation ("group"), its mean ("mean") or Σ share · reward ("probability")
     baseline: str = "mean",  # of the group, or of the others ("leave_one_out")
+    share: Float[Tensor, "*b g"] | None = None,  # of each try, standing for itself alone; its weight by default
 ) -> tuple[Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:  # advantages; groups in which all tries earned the same
-    "How much better each try was than its group; 0 where nothing can be learned. Raises `ValueError` for a reward that is not finite"
-    if not torch.isfinite(reward).all(): raise ValueError(f"a reward is {reward[~torch.isfinite(reward)][0].item()}: rewards must be finite numbers")
+    "How much better each try was than its group; 0 where nothing can be learned. Raises `ValueError` for a reward that is not finite, or negative where it is divided by"
+    _check(reward, scale, baseline)
     reward, weight, dtype = reward.double(), weight.double(), reward.dtype  # leave one out divides by what the others weigh
     there, total = weight > 0, weight.sum(-1, keepdim=True)
     low, high = reward.masked_fill(~there, torch.inf).amin(-1), reward.masked_fill(~there, -torch.inf).amax(-1)
@@ -41,8 +42,17 @@ def group_advantage(
     adv = reward - mean
     if scale == "group": adv = adv / ((weight * adv.square()).sum(-1, keepdim=True) / total).sqrt().clamp(min=1e-30)
     if scale == "mean": adv = adv / mean.clamp(min=1e-30)
+    if scale == "probability": adv = adv / ((weight if share is None else share) * reward).sum(-1, keepdim=True).clamp(min=1e-30)
     if baseline == "leave_one_out": adv = adv * total / (total - weight).clamp(min=1e-12)  # r − mean of the others = (r − mean) · Σw / (Σw − w)
     return torch.where(flat | ~there, 0.0, adv).to(dtype), flat[..., 0]
+
+
+def _check(reward, scale, baseline):
+    "What an advantage cannot be made of"
+    if scale not in SCALES: raise ValueError(f"scale {scale!r} is none of {', '.join(SCALES)}")
+    if baseline not in BASELINES[:2]: raise ValueError(f"baseline {baseline!r} is none of {', '.join(BASELINES[:2])}" + ("; GRPO.advantages combines them" if baseline == "split" else ""))
+    if not torch.isfinite(reward).all(): raise ValueError(f"a reward is {reward[~torch.isfinite(reward)][0].item()}: rewards must be finite numbers")
+    if scale in ("mean", "probability") and (reward < 0).any(): raise ValueError(f"a reward is {reward.min().item():g}: scale {scale!r} divides by their mean and needs rewards of at least 0; shift them, or use 'none' or 'group'")
 
 # %% ../nbs/10_grpo.ipynb #g10loss
 def grpo_loss(
@@ -83,7 +93,7 @@ def k3(
 class GRPOConfig:
     "How tries become an update"
 
-    scale_rewards: str = "mean"  # "none", "group" (standard deviation) or "mean"
+    scale_rewards: str = "mean"  # "none", "group" (standard deviation), "mean" or "probability"
     baseline: str = "mean"  # or "leave_one_out", or "split": the mean for chosen characters, leave one out for drawn ones
     reward_weight: float = 1.0  # 0: the control that gets no reward, only the penalty
     partial_credit: float = 0.0  # what a wrong character among the reference's five likeliest earns
@@ -111,7 +121,7 @@ class Tries:
     weight: Float[Tensor, "..."]
     reward: Float[Tensor, "..."]
     adv: Float[Tensor, "..."]
-    old_logp: Float[Tensor, "..."]
+    old_logp: Float[Tensor, "..."] | None = None  # once the policy was asked
 
 
 class GRPO:
@@ -127,7 +137,8 @@ class GRPO:
         device: str = "cpu",  # where the policy lives
     ):
         group = candidates.group_size(n_symbols)
-        if group == 1: raise ValueError("a group of one is its own baseline: its advantage is always 0; use at least two candidates or samples")
+        few = candidates.confident_k if candidates.estimator not in ("exact", "on_policy") else group
+        if min(group, few) == 1: raise ValueError("a group of one is its own baseline: its advantage is always 0; use at least two candidates (top_k + n_random, confident_k) or samples")
         if reference is None and (cfg.beta or cfg.partial_credit): raise ValueError(f"beta {cfg.beta} and partial_credit {cfg.partial_credit} need a reference")
         if reference is not None and reference.n_symbols != n_symbols: raise ValueError(f"the reference knows {reference.n_symbols} symbols and the policy {n_symbols}: fit it on the same vocabulary")
         self.cfg, self.candidates, self.n_symbols, self.reference = cfg, candidates, n_symbols, reference
@@ -141,10 +152,12 @@ class GRPO:
             if not self.epoch: self.tries, self.found = self.explore(view, batch)
             logp_all, logp = self.log_probs(view, self.tries)
         if not self.epoch: self.tries.old_logp = logp.detach()
+        elif self.tries.adv.any() and torch.equal(logp, self.tries.old_logp): raise ValueError(f"no update since the last batch: with num_iterations {self.cfg.num_iterations} this batch would be dropped; take accumulate=1 or num_iterations=1")
         self.epoch = (self.epoch + 1) % self.cfg.num_iterations
         normalizer = self.normalizer(self.tries)
         loss, metrics = grpo_loss(logp, self.tries.old_logp, self.tries.adv, self.tries.weight, self.cfg.epsilon, self.cfg.epsilon_high, normalizer)
         metrics |= self.found | dict(entropy=entropy(logp_all.detach()).mean().item())
+        self.found = self.found | dict(generated=0, tokens=0)  # a later epoch writes and reads nothing new
         if self.cfg.beta:
             kl = self.penalty(logp_all, logp, self.tries, normalizer)
             loss, metrics = loss + self.cfg.beta * kl, metrics | dict(kl=kl.item())
@@ -152,9 +165,9 @@ class GRPO:
 
     def advantages(self, reward: Float[Tensor, "*b g"], group: Candidates) -> tuple[Float[Tensor, "*b g"], Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:
         "For the first character of each try, and for the others, which were drawn; groups without variance"
-        mean, flat = group_advantage(reward, group.weight, self.cfg.scale_rewards)
+        mean, flat = group_advantage(reward, group.weight, self.cfg.scale_rewards, "mean", group.share)
         if self.cfg.baseline == "mean": return mean, mean, flat
-        others, _ = group_advantage(reward, group.weight, self.cfg.scale_rewards, "leave_one_out")
+        others, _ = group_advantage(reward, group.weight, self.cfg.scale_rewards, "leave_one_out", group.share)
         chosen = group.guided[..., None] & (self.cfg.baseline == "split")
         return torch.where(chosen, mean, others), others, flat
 
@@ -182,45 +195,41 @@ def load_state_dict(self: GRPO, state: dict[str, Tensor]) -> None:
     self.generator.set_state(state["generator"])
     if not self.epoch: return
     self.tries = Tries(*(state[name].to(self.generator.device) for name in TENSORS))
-    self.found = {k: int(v) if k == "tokens" else float(v) for k, v in zip(FOUND, state["found"].tolist())}
+    self.found = {k: int(v) if k in ("generated", "tokens") else float(v) for k, v in zip(FOUND, state["found"].tolist())}
 
 # %% ../nbs/10_grpo.ipynb #g10met
 FOUND = ("reward", "reward_min", "reward_p10", "reward_median", "reward_p90", "reward_max", "hit_share", "zero_variance", "exhaustive_share", "generated", "tokens")
 
 
 def describe(
-    reward: Float[Tensor, "*b g"],
-    weight: Float[Tensor, "*b g"],
-    flat: Bool[Tensor, "*b"],  # groups without variance
+    reward: Float[Tensor, "*b g"],  # of each try, before `reward_weight`
     group: Candidates,
-    generated: int,  # characters drawn
+    flat: Bool[Tensor, "*b"],  # groups without variance
+    generated: int,  # characters written in branches, forced ones and those of weight 0 too
     tokens: int,  # characters of text that the batch could teach
 ) -> dict[str, float | int]:
-    "What an exploration found, by the names in `FOUND`"
-    means = ((weight * reward).sum(-1) / weight.sum(-1)).flatten()
-    spread = torch.quantile(means[:4096], torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], device=means.device)).tolist()
-    hit = ((reward >= 1) & (weight > 0)).any(-1).float().mean().item()
-    return dict(zip(FOUND, (means.mean().item(), *spread, hit, flat.float().mean().item(), (group.uncertain & group.guided).float().mean().item(), generated, tokens)))
+    "What an exploration found, by the names in `FOUND`: lowest and highest reward of a try, deciles and median of the groups' means"
+    tried, means = reward[group.weight > 0], ((group.weight * reward).sum(-1) / group.weight.sum(-1)).flatten()
+    deciles = means.sort().values[[round(q * (len(means) - 1)) for q in (0.1, 0.5, 0.9)]].tolist()
+    hit = ((reward >= 1) & (group.weight > 0)).any(-1).float().mean().item()
+    return dict(zip(FOUND, (means.mean().item(), tried.min().item(), *deciles, tried.max().item(), hit, flat.float().mean().item(), (group.uncertain & group.guided).float().mean().item(), generated, tokens)))
 
 # %% ../nbs/10_grpo.ipynb #g10all
 class AllPositions(GRPO):
     "Objective: every position of a window is a group of single characters, in one forward pass"
 
-    def read(self, model, batch): return model(batch[:, :-1])
+    def read(self, model, batch): return model(batch[:, :-1]).log_softmax(-1)
 
     @torch.no_grad()
-    def explore(self, logits, batch):
-        logp, target, cfg = logits.log_softmax(-1), batch[:, 1:], self.cfg
-        group = select(logp, self.candidates, self.generator)
+    def explore(self, logp, batch):
+        target, cfg = batch[:, 1:], self.cfg
+        group = select(logp.detach(), self.candidates, self.generator)
         reward = exact_match(group.ids, target)
-        if cfg.partial_credit: reward = reward + (1 - reward) * partial_credit(group.ids, self.reference.topk(batch[:, :-1], 5), cfg.partial_credit)
-        reward = reward * cfg.reward_weight
-        adv, _, flat = self.advantages(reward, group)
-        return Tries(batch, group.ids, group.weight, reward, adv, adv), describe(reward, group.weight, flat, group, 0, target.numel())
+        if cfg.partial_credit: reward = reward.maximum(partial_credit(group.ids, self.reference.topk(batch[:, :-1], 5), cfg.partial_credit))
+        adv, _, flat = self.advantages(cfg.reward_weight * reward, group)
+        return Tries(batch, group.ids, group.weight, reward, adv), describe(reward, group, flat, 0, target.numel())
 
-    def log_probs(self, logits, tries):
-        logp = logits.log_softmax(-1)
-        return logp, logp.gather(-1, tries.ids)
+    def log_probs(self, logp, tries): return logp, logp.gather(-1, tries.ids)
 
     def normalizer(self, tries): return math.prod(tries.adv.shape[:-1])
 
@@ -236,7 +245,7 @@ def guided_generate(
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> tuple[Candidates, Int[Tensor, "b g n"]]:
     "Choose first characters for every context, then continue each"
-    group = select(trunk.next_logits().detach().log_softmax(-1), candidates, generator)
+    group = select(trunk.next_logits.detach().log_softmax(-1), candidates, generator)
     return group, generate(trunk, n, first=group.ids, generator=generator)
 
 
@@ -266,11 +275,11 @@ class Rollouts(GRPO):
     def explore(self, trunk, batch):
         target, cfg = batch[:, -self.length :], self.cfg
         group, branches = guided_generate(trunk, self.length, self.candidates, self.generator)
-        reward = cfg.reward_weight * (self.reward(branches, target, self.credit(batch, branches)) if cfg.partial_credit else self.reward(branches, target))
-        first, rest, flat = self.advantages(reward, group)
+        reward = self.reward(branches, target, self.credit(batch, branches)) if cfg.partial_credit else self.reward(branches, target)
+        first, rest, flat = self.advantages(cfg.reward_weight * reward, group)
         adv = torch.cat([first[..., None], rest[..., None].expand(*rest.shape, self.length - 1)], -1)
         mask = torch.ones_like(branches) if self.end is None else ((branches == self.end).cumsum(-1) - (branches == self.end).long() == 0).long()
-        return Tries(batch, branches, group.weight[..., None] * mask, reward, adv, adv), describe(reward, group.weight, flat, group, int(mask.sum()), target.numel())
+        return Tries(batch, branches, group.weight[..., None] * mask, reward, adv), describe(reward, group, flat, int(mask.sum()), target.numel())
 
     def credit(self, batch, branches):
         "Partial credit along the text itself: up to the first error a branch has the same history"

@@ -78,7 +78,7 @@ def test_bf16_stays_close(model):
 
 def test_trunk_predicts_the_next_character(model):
     prefix = random_ids(3, 8)
-    assert torch.allclose(Trunk(model, prefix).next_logits(), model(prefix)[:, -1], atol=1e-5)
+    assert torch.allclose(Trunk(model, prefix).next_logits, model(prefix)[:, -1], atol=1e-5)
 
 
 def test_branches_do_not_see_each_other(model):

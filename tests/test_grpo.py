@@ -44,7 +44,7 @@ def test_advantage_against_loops(scale, baseline):
         for i in range(5):
             others = [j for j in range(5) if j != i]
             base = mean if baseline == "mean" else (w[others] * r[others]).sum() / w[others].sum()
-            assert got[i].item() == pytest.approx(((r[i] - base) / dict(none=1.0, group=std, mean=mean)[scale]).item(), rel=1e-4, abs=1e-6)
+            assert got[i].item() == pytest.approx(((r[i] - base) / dict(none=1.0, group=std, mean=mean, probability=(w * r).sum())[scale]).item(), rel=1e-4, abs=1e-6)
 
 
 def test_absent_tries_change_nothing():
@@ -57,6 +57,18 @@ def test_absent_tries_change_nothing():
 def test_groups_without_variance_teach_nothing(scale):
     adv, flat = group_advantage(torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.4, 9.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]), scale)
     assert flat.tolist() == [True, True, False, True] and torch.isfinite(adv).all() and (adv[flat] == 0).all() and (adv[2] != 0).all()
+
+
+def test_probability_scale_keeps_the_weight_of_the_selection():
+    "One right try: divided by what it stands for itself, not by what its weight stands for"
+    reward, share, weight = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.5, 0.1, 0.2]), torch.tensor([0.5, 0.4, 0.2])
+    mean, own = (group_advantage(reward, weight, s, share=share)[0] for s in ("mean", "probability"))
+    assert torch.allclose(mean, (reward - 0.4 / 1.1) / (0.4 / 1.1)) and torch.allclose(own, (reward - 0.4 / 1.1) / 0.1)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [(("std",), "none of none, group, mean, probability"), (("none", "loo"), "none of mean, leave_one_out"), (("none", "split"), "GRPO.advantages"), (("mean",), "a reward is -1: scale 'mean' divides"), (("probability",), "'probability' divides")])
+def test_what_an_advantage_cannot_be_made_of(arguments, message):
+    with pytest.raises(ValueError, match=message): group_advantage(torch.tensor([1.0, -1.0]), torch.full((2,), 0.5), *arguments)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -89,7 +101,7 @@ def test_kl():
     assert torch.allclose((logp.exp() * k3(logp, ref)).sum(-1), expected, atol=1e-6) and (k3(logp, ref) >= 0).all()
 
 
-@pytest.mark.parametrize(("scale", "maximised"), [("none", lambda p: p), ("group", lambda p: 2 * p.sqrt().arcsin()), ("mean", torch.log)])
+@pytest.mark.parametrize(("scale", "maximised"), [("none", lambda p: p), ("group", lambda p: 2 * p.sqrt().arcsin()), ("mean", torch.log), ("probability", torch.log)])
 def test_enumerated_gradients(scale, maximised):
     model, windows = tiny(), random_ids(3, 10)
     p = model.log_probs(windows[:, :-1]).gather(-1, windows[:, 1:, None]).exp()
@@ -160,18 +172,19 @@ def test_rollouts_against_a_plain_rewriting(estimator, scale, kl):
         assert dead[ended + 1 :] == [True] * len(dead[ended + 1 :]) and (all(dead) or not any(dead[: ended + 1]))
 
 
-@pytest.mark.parametrize(("estimator", "sound"), [("exact", True), ("stratified", True), ("on_policy", True), ("renormalized", False), ("uniform", False)])
-def test_expected_gradient_of_a_group(estimator, sound):
-    "Selection, weights and the group's own baseline together, unscaled, against enumeration over the logits; the right character is likely, middling and rare"
+@pytest.mark.parametrize(("estimator", "scale", "sound"), [("exact", "none", True), ("stratified", "none", True), ("on_policy", "none", True), ("renormalized", "none", False), ("uniform", "none", False),
+                                                           ("exact", "mean", True), ("stratified", "mean", False), ("stratified", "probability", True)])
+def test_expected_gradient_of_a_group(estimator, scale, sound):
+    "Selection, weights and the group's own baseline together, against enumeration over the logits; the right character is likely, middling and rare"
     logp = (1.5 * torch.randn(30, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     cfg, p, order, total, true = CandidateConfig(estimator, threshold=0.0, top_k=6, n_random=6, confident_k=6), logp.exp(), logp.argsort(descending=True), 0.0, 0.0
     for rank in (0, 8, 25):
         group = select(logp.expand(20_000, -1), cfg, torch.Generator().manual_seed(1))
         reward = exact_match(group.ids, order[rank].expand(20_000))
-        push = group.weight * group_advantage(reward, group.weight)[0]
+        push = group.weight * group_advantage(reward, group.weight, scale, share=group.share)[0]
         mean = (torch.zeros(20_000, 30).scatter_add(-1, group.ids, push) - push.sum(-1, keepdim=True) * p).mean(0)
         hit = torch.nn.functional.one_hot(order[rank], 30)
-        total, true = total + mean / p[order[rank]], true + hit - p  # each rank counts alike
+        total, true = total + mean / (p[order[rank]] if scale == "none" else 1), true + hit - p  # each rank counts alike
     assert (torch.nn.functional.cosine_similarity(total, true, 0) > 0.99) == sound
 
 
@@ -236,16 +249,29 @@ def test_metrics_have_their_names():
     assert metrics["tokens"] == 12 and metrics["generated"] == 4 * 16 * 3
 
 
+def test_rewards_are_described_try_by_try():
+    "Lowest and highest of a try, the groups' means between them; what a control without reward would have earned is told too"
+    for weight in (1.0, 0.0):
+        objective = AllPositions(GRPOConfig(reward_weight=weight), CandidateConfig("exact"), V)
+        model, windows = tiny(), random_ids(3, 10)
+        metrics = objective(model, windows)[1]
+        p = model.log_probs(windows[:, :-1]).gather(-1, windows[:, 1:, None]).exp().flatten().sort().values
+        assert metrics["reward_min"] == 0 and metrics["reward_max"] == 1 and metrics["hit_share"] == 1
+        assert [metrics[k] for k in ("reward", "reward_p10", "reward_median", "reward_p90")] == pytest.approx([p.mean().item(), *p[[3, 13, 23]].tolist()], rel=1e-4)
+
+
 @pytest.mark.parametrize("form", [lambda cfg: AllPositions(cfg, CandidateConfig("on_policy"), V), lambda cfg: Rollouts(cfg, CandidateConfig("on_policy"), V, 3)])
 def test_several_epochs_over_one_exploration(form):
     "The second call keeps the tries, passes over the new batch, and sees ratios that have moved; the third explores again"
     model, objective = tiny(), form(GRPOConfig("none", num_iterations=2))
     objective(model, random_ids(2, 10))
     tries = objective.tries
-    for p in model.parameters(): p.data += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
+    with pytest.raises(ValueError, match="take accumulate=1"): objective(model, random_ids(2, 10, seed=9))
+    with torch.no_grad():
+        for p in model.parameters(): p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
     state = objective.state_dict()
     loss, metrics = objective(model, random_ids(2, 10, seed=9))
-    assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0
+    assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0 and metrics["generated"] == metrics["tokens"] == 0
     twin = form(GRPOConfig("none", num_iterations=2))
     twin.load_state_dict(state)
     assert torch.equal(twin(model, random_ids(2, 10))[0], loss)  # whichever batch is offered
@@ -285,7 +311,7 @@ def test_dropout_is_off_while_a_policy_tries():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (dict(scale_rewards="std"), "none of none, group, mean"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"),
+    (dict(scale_rewards="std"), "none of none, group, mean, probability"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"),
     (dict(beta=-1.0), "beta"), (dict(beta=float("nan")), "beta"), (dict(partial_credit=1.5), "partial_credit"), (dict(epsilon=1.0), "epsilon"), (dict(num_iterations=0), "num_iterations")])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message): GRPOConfig(**settings)
@@ -294,6 +320,7 @@ def test_bad_settings(settings, message):
 def test_refusals_before_training():
     reference = NGram.fit(text(), V, 2)
     with pytest.raises(ValueError, match="group of one"): AllPositions(GRPOConfig("group"), CandidateConfig("on_policy", n_samples=1), V)
+    with pytest.raises(ValueError, match="group of one"): AllPositions(GRPOConfig(), CandidateConfig(top_k=3, n_random=2, confident_k=1), V)
     with pytest.raises(ValueError, match="more than the 7 symbols"): AllPositions(GRPOConfig(), CandidateConfig(), V)
     with pytest.raises(ValueError, match="need a reference"): AllPositions(GRPOConfig(beta=0.1), CandidateConfig("exact"), V)
     with pytest.raises(ValueError, match="knows 7 symbols and the policy 9"): AllPositions(GRPOConfig(), CandidateConfig("exact"), 9, reference)
