@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FIELDS', 'SEEDS', 'FIXED', 'LEAST', 'REGIONS', 'CardError', 'number', 'region', 'check_card', 'Open', 'select',
            'measured', 'one', 'first_seeds', 'over_seeds', 'over_windows', 'Verdict', 'decide', 'judge', 'words',
-           'read_cards', 'describe', 'page', 'results_of', 'write_claims']
+           'read_cards', 'describe', 'page', 'results_of', 'judge_all', 'verdict_table', 'write_claims']
 
 # %% ../nbs/21_claims.ipynb #c21imp
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -251,16 +251,31 @@ def results_of(
     try: return read_runs(path)
     except FileNotFoundError: return None
 
+def judge_all(
+    root: str | Path = ".",  # anywhere inside the project
+    sweeps: Iterable[str] | None = None,  # only cards of these; every card by default
+) -> dict[str, Verdict]:
+    "The verdict on every card, by its id"
+    top = find_root(root)
+    if top is None: raise CardError(f"{Path(root).resolve()}: no folder above it holds experiments/")
+    cards = [c for c in read_cards(top / "experiments" / "claims") if sweeps is None or c["sweep"] in sweeps]
+    tables = {s: results_of(top, s) for s in {c["sweep"] for c in cards}}
+    return {c["id"]: Verdict(c, "open", {}, "no runs yet") if tables[c["sweep"]] is None else judge(c, tables[c["sweep"]]) for c in cards}
+
+def verdict_table(
+    verdicts: Mapping[str, Verdict],  # by id
+):
+    "Claim, verdict and number of each, as a styled table"
+    import pandas as pd
+    table = pd.DataFrame([dict(claim=v.card["claim"], verdict=v.verdict, number=v.why) for v in verdicts.values()], index=list(verdicts))
+    return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
+
 def write_claims(
     root: str | Path = ".",  # anywhere inside the project
     check: bool = False,     # write nothing
 ) -> tuple[list[Verdict], list[str]]:
     "Judge all cards and write CLAIMS.md and nbs/claims.qmd; returns the verdicts and, when checking, the files that disagree"
-    top = find_root(root)
-    if top is None: raise CardError(f"{Path(root).resolve()}: no folder above it holds experiments/")
-    cards = read_cards(top / "experiments" / "claims")
-    tables = {s: results_of(top, s) for s in {c["sweep"] for c in cards}}
-    verdicts = [Verdict(c, "open", {}, "no runs yet") if tables[c["sweep"]] is None else judge(c, tables[c["sweep"]]) for c in cards]
+    verdicts, top = list(judge_all(root).values()), find_root(root)
     files = {top / "CLAIMS.md": "# Claims\n\n" + page(verdicts), top / "nbs" / "claims.qmd": "---\ntitle: Claims\n---\n\n" + page(verdicts)}
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ: path.write_text(files[path], encoding="utf-8")
