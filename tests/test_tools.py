@@ -91,13 +91,15 @@ def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(monkeypatch, t
         assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb") == {"notebook": "01_one", "runs": [asked]}
 
 
-def test_smoke_runs_that_differ_only_in_random_seed_or_learning_rate_are_made_once(monkeypatch, tmp_path):
+def test_every_value_of_a_sweep_file_is_in_some_smoke_run(monkeypatch, tmp_path):
+    "Lists side by side; random seeds, learning rates and the size of a number make no run of their own, zero does"
     (tmp_path / "experiments/sweeps").mkdir(parents=True)
     monkeypatch.setattr(check, "ROOT", tmp_path)
-    cell = nbformat.v4.new_code_cell("preset = 'cpu'\nseed = 0\nlr = 0.1\nkind = 'a'\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
+    cell = nbformat.v4.new_code_cell("preset = 'cpu'\nseed = 0\nlr = 0.1\nkind = 'a'\nbeta = 0.0\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
-    (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b]}\n")
-    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1, "preset": "smoke"}, {"seed": 3, "kind": "a", "preset": "smoke"}, {"seed": 3, "kind": "b", "preset": "smoke"}]
+    (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b, c], beta: [0.1, 0.2]}\n")
+    small = {"preset": "smoke"}
+    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "a", "beta": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.2} | small, {"seed": 3, "kind": "c", "beta": 0.2} | small]
 
 
 def test_find_python_refuses_with_a_way_out():

@@ -43,21 +43,31 @@ def tests() -> tuple[bool, str]:
     return ok, ", ".join(f"{counts.get(what, 0)} {what}" for what in ("tests", "failures", "errors", "skipped"))
 
 
-SAME = {"seed", "lr", "stage"}  # parameters that lead through the same code, once every stage has been there
+SAME = {"seed", "lr"}  # parameters that lead through the same code whatever their value
+
+
+def ways(run: dict) -> set:
+    "What of a run can lead through code of its own: names, switches, none, 0 and 1; other numbers are alike"
+    return {(k, "some" if isinstance(v, (int, float)) and v not in (0, 1) else v) for k, v in run.items() if k not in SAME}
 
 
 def smoke_sweep(notebook: Path) -> dict:
-    "Two runs for each entry of the notebook's sweep files (the first and the last of every list), on markov if it reads a text, sized by the smoke preset; those that differ only in SAME once"
+    "Runs in which every value of every parameter in the notebook's sweep files occurs, on markov if it reads a text, sized by the smoke preset"
     from refine_nb.runs import read_parameters
     from refine_nb.sweep import read_yaml
     declared = read_parameters(notebook)
     sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
     sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
-    entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
-    chosen = [{k: v[end] if isinstance(v, list) else v for k, v in entry.items() if k not in sized} for entry in entries or [{}] for end in (0, -1)]
-    runs = [{**entry, "preset": "smoke", **text} for entry in chosen]
-    kinds, stages = [{k: v for k, v in run.items() if k not in SAME} for run in runs], [run.get("stage") for run in runs]
-    return {"notebook": notebook.stem, "runs": [run for i, run in enumerate(runs) if kinds[i] not in kinds[:i] or stages[i] not in stages[:i]]}
+    entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
+    seen, runs = set(), []
+    for entry in entries:
+        lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized}
+        for i in range(max(map(len, lists.values()), default=1)):  # all lists side by side, the last value of a shorter one again
+            run = {k: v[min(i, len(v) - 1)] for k, v in lists.items()} | {"preset": "smoke"} | text
+            new = ways(declared.defaults | run) - seen
+            if new: runs.append(run)
+            seen |= new
+    return {"notebook": notebook.stem, "runs": runs}
 
 
 def experiments() -> tuple[bool, str]:
