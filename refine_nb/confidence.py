@@ -27,7 +27,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor, nn
 
 from ._cache import KVCache
-from .branches import tree_mask
+from .branches import _Masked, tree_mask
 from .candidates import entropy
 from .data import Windows
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
@@ -229,14 +229,6 @@ def _two_passes(model, prev_conf, tokens_t, tokens_t_plus_1, tokens_t_plus_2):
 ConfidenceAwareGPT.two_pass_training_step = staticmethod(two_pass_training_step)
 
 # %% ../nbs/12_confidence.ipynb #c12forms
-class _Masked(KVCache):
-    "What a block takes for a cache: attention under a mask"
-
-    def __init__(self, mask): self.mask = mask
-
-    def attend(self, layer, q, k, v): return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
-
-
 class Kept(KVCache):
     "What a block takes for a cache: causal attention whose keys and values stay for the branches, without gradient"
 
