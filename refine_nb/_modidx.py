@@ -285,6 +285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'refine_nb.plots._tick': ('plots.html#_tick', 'refine_nb/plots.py'),
                                  'refine_nb.plots.band': ('plots.html#band', 'refine_nb/plots.py'),
                                  'refine_nb.plots.limits': ('plots.html#limits', 'refine_nb/plots.py'),
+                                 'refine_nb.plots.paired_table': ('plots.html#paired_table', 'refine_nb/plots.py'),
                                  'refine_nb.plots.plot_bars': ('plots.html#plot_bars', 'refine_nb/plots.py'),
                                  'refine_nb.plots.plot_by_corpus': ('plots.html#plot_by_corpus', 'refine_nb/plots.py'),
                                  'refine_nb.plots.plot_curves': ('plots.html#plot_curves', 'refine_nb/plots.py'),
