@@ -369,6 +369,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'refine_nb.runs.read_parameters': ('runs.html#read_parameters', 'refine_nb/runs.py'),
                                 'refine_nb.runs.read_rows': ('runs.html#read_rows', 'refine_nb/runs.py'),
                                 'refine_nb.runs.read_runs': ('runs.html#read_runs', 'refine_nb/runs.py'),
+                                'refine_nb.runs.reference_seconds': ('runs.html#reference_seconds', 'refine_nb/runs.py'),
                                 'refine_nb.runs.resolve': ('runs.html#resolve', 'refine_nb/runs.py'),
                                 'refine_nb.runs.run_id': ('runs.html#run_id', 'refine_nb/runs.py'),
                                 'refine_nb.runs.run_key': ('runs.html#run_key', 'refine_nb/runs.py'),

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['IDENTITY', 'TAIL', 'TYPES', 'PACKAGE', 'NOT_HASHED', 'CARRIED', 'DECIDES', 'REQUEST', 'TOTALS', 'MINE', 'TEXT',
            'ParameterError', 'Parameters', 'nearest', 'code_cells', 'read_parameters', 'resolve', 'canonical',
-           'reached', 'digest', 'code_hash', 'device_type', 'run_id', 'run_key', 'plain', 'write_synced', 'hold',
-           'let_go', 'new_attempt', 'adopt', 'first_start', 'sync_tree', 'published', 'set_aside', 'publish',
-           'card_hash', 'strict_yaml', 'read_card', 'card_hashes', 'Interval', 'mean_interval', 'paired_interval',
-           'bootstrap_interval', 'find_root', 'find_notebook', 'git', 'provenance', 'identify', 'start_run',
-           'live_values', 'check_request', 'read_back', 'Run', 'read_rows', 'flat', 'read_runs', 'read_curves']
+           'reached', 'digest', 'code_hash', 'device_type', 'reference_seconds', 'run_id', 'run_key', 'plain',
+           'write_synced', 'hold', 'let_go', 'new_attempt', 'adopt', 'first_start', 'sync_tree', 'published',
+           'set_aside', 'publish', 'card_hash', 'strict_yaml', 'read_card', 'card_hashes', 'Interval', 'mean_interval',
+           'paired_interval', 'bootstrap_interval', 'find_root', 'find_notebook', 'git', 'provenance', 'identify',
+           'start_run', 'live_values', 'check_request', 'read_back', 'Run', 'read_rows', 'flat', 'read_runs',
+           'read_curves']
 
 # %% ../nbs/05_runs.ipynb #r05imp
 import ast, difflib, errno, fcntl, hashlib, json, math, os, platform, re, shutil, socket, subprocess, sys, time, uuid
@@ -190,6 +191,20 @@ def device_type() -> str:
     if re.search(r"^cuda: .* = None$", built, re.M): return "cpu"
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+# %% ../nbs/05_runs.ipynb #r05speedb
+def reference_seconds(
+    cpu_seconds: float,  # of this process, on one thread
+) -> dict[str, float]:  # `gflops`: speed of fp32 products 768 × 768, median of five; `cpu_180`: the seconds at 180 GFLOP/s
+    "CPU seconds on a machine of a stated speed"
+    import torch
+    square, took = torch.ones(768, 768), []
+    for _ in range(5):
+        began = time.process_time()
+        for _ in range(8): square @ square
+        took.append(time.process_time() - began)
+    gflops = 8 * 2 * 768**3 / sorted(took)[2] / 1e9
+    return dict(gflops=gflops, cpu_180=cpu_seconds * gflops / 180)
 
 # %% ../nbs/05_runs.ipynb #r05id7
 def run_id(
