@@ -581,6 +581,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'refine_nb.trm.Refinement': ('trm.html#refinement', 'refine_nb/trm.py'),
                                'refine_nb.trm.Refinement.__post_init__': ('trm.html#refinement.__post_init__', 'refine_nb/trm.py'),
                                'refine_nb.trm.Refinement.check_steps': ('trm.html#refinement.check_steps', 'refine_nb/trm.py'),
+                               'refine_nb.trm.Supervised': ('trm.html#supervised', 'refine_nb/trm.py'),
                                'refine_nb.trm.TRM': ('trm.html#trm', 'refine_nb/trm.py'),
                                'refine_nb.trm.TRM.__call__': ('trm.html#trm.__call__', 'refine_nb/trm.py'),
                                'refine_nb.trm.TRM.__init__': ('trm.html#trm.__init__', 'refine_nb/trm.py'),

@@ -379,11 +379,20 @@ def test_every_start_against_single_items():
     "Each answer is that of the item that starts there"
     task = load_task("pointers", (1, 4), nodes=6)
     items = task.sample(20, 3)
-    ids, target = every_start(task, items)
-    for item, prompt, answers in zip(items, ids, target):
+    ids, target = every_start(items, task.vocab)
+    for item, asked, answers in zip(items, ids, target):
         table, last = item.prompt[:-1].rsplit(" ", 1)
-        assert task.vocab.decode(prompt) == f"{table} {last[1:]}="
+        assert task.vocab.decode(asked) == "".join(pair[1] for pair in table.split(" ")) + f"{last[1:]}=abcdef"
         assert task.vocab.decode(answers) == "".join(task.item(f"{table} {node}{last[1:]}=").answer for node in "abcdef")
+
+
+def test_supervised_goes_through():
+    "Inputs and targets that are said themselves are taken as they are; no answer is among the inputs"
+    task = load_task("pointers", 2, nodes=5)
+    batch, model = every_start(task.sample(6, 0), task.vocab), ContextualGPT(GPTConfig(len(task.vocab), context=12, n_layers=1, n_heads=2, width=16))
+    assert supervised(batch) is batch and batch.ids.shape == (6, 12) and batch.target.shape == (6, 5)
+    want = torch.nn.functional.cross_entropy(model(batch.ids)[:, -5:].flatten(0, 1), batch.target.flatten())
+    assert answer_loss(model, batch)[0].item() == pytest.approx(want.item(), rel=1e-6)
 
 
 def test_presets():
