@@ -607,4 +607,5 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'refine_nb.trm.score_steps': ('trm.html#score_steps', 'refine_nb/trm.py'),
                                'refine_nb.trm.step0_degradation': ('trm.html#step0_degradation', 'refine_nb/trm.py'),
                                'refine_nb.trm.supervised': ('trm.html#supervised', 'refine_nb/trm.py'),
-                               'refine_nb.trm.supervision_weights': ('trm.html#supervision_weights', 'refine_nb/trm.py')}}}
+                               'refine_nb.trm.supervision_weights': ('trm.html#supervision_weights', 'refine_nb/trm.py'),
+                               'refine_nb.trm.table_of': ('trm.html#table_of', 'refine_nb/trm.py')}}}

@@ -6,7 +6,7 @@
 __all__ = ['REWARDS', 'PAPER', 'SIZES', 'PROFILES', 'Batch', 'EXPLORE', 'supervision_weights', 'refinement_loss',
            'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'RecursiveGPT',
            'gross_refinement', 'net_refinement', 'step0_degradation', 'Supervised', 'supervised', 'answer_loss', 'TRM',
-           'score_steps', 'evaluate_steps', 'Averaged', 'every_start']
+           'score_steps', 'evaluate_steps', 'Averaged', 'table_of', 'every_start']
 
 # %% ../nbs/11_trm.ipynb #t11imp
 import copy
@@ -426,6 +426,13 @@ class Averaged:
         if inner := part("within/"): self.objective.load_state_dict(inner)
 
 # %% ../nbs/11_trm.ipynb #t11every
+def table_of(
+    item: Item,  # of pointer chasing
+) -> str:  # its pointers, without start and hops
+    "What training and testing must not share where every start is asked: the split of the prompts parts starts, not tables"
+    return item.prompt.rsplit(" ", 1)[0]
+
+
 def every_start(
     items: Sequence[Item],  # of pointer chasing
     vocab: CharVocab,  # the task's
@@ -433,10 +440,9 @@ def every_start(
     "The problems with all starts asked at once: one target a node, and no answer is read on the way to another"
     asked, answers = [], []
     for item in items:
-        *table, last = item.prompt[:-1].split(" ")
-        nodes, to = "".join(pair[0] for pair in table), {pair[0]: pair[1] for pair in table}
-        at = nodes
-        for _ in range(int(last[1:])): at = "".join(to[node] for node in at)
-        asked.append("".join(to.values()) + last[1:] + "=" + nodes)
+        to, hops = dict(table_of(item).split(" ")), item.prompt.rsplit(" ", 1)[1][1:-1]
+        nodes = at = "".join(to)
+        for _ in range(int(hops)): at = "".join(to[node] for node in at)
+        asked.append("".join(to.values()) + f"{hops}={nodes}")
         answers.append(at)
     return Supervised(*(vocab.encode("".join(texts)).view(len(items), -1) for texts in (asked, answers)))
