@@ -340,6 +340,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'refine_nb.runs.canonical': ('runs.html#canonical', 'refine_nb/runs.py'),
                                 'refine_nb.runs.card_hash': ('runs.html#card_hash', 'refine_nb/runs.py'),
                                 'refine_nb.runs.card_hashes': ('runs.html#card_hashes', 'refine_nb/runs.py'),
+                                'refine_nb.runs.check_injected': ('runs.html#check_injected', 'refine_nb/runs.py'),
                                 'refine_nb.runs.check_request': ('runs.html#check_request', 'refine_nb/runs.py'),
                                 'refine_nb.runs.code_cells': ('runs.html#code_cells', 'refine_nb/runs.py'),
                                 'refine_nb.runs.code_hash': ('runs.html#code_hash', 'refine_nb/runs.py'),

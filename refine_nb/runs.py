@@ -9,8 +9,8 @@ __all__ = ['IDENTITY', 'TAIL', 'TYPES', 'PACKAGE', 'NOT_HASHED', 'CARRIED', 'DEC
            'write_synced', 'hold', 'let_go', 'new_attempt', 'adopt', 'first_start', 'sync_tree', 'published',
            'set_aside', 'publish', 'card_hash', 'strict_yaml', 'read_card', 'card_hashes', 'Interval', 'mean_interval',
            'paired_interval', 'bootstrap_interval', 'find_root', 'find_notebook', 'git', 'provenance', 'identify',
-           'start_run', 'live_values', 'check_request', 'read_back', 'Run', 'read_rows', 'flat', 'read_runs',
-           'read_curves']
+           'start_run', 'check_injected', 'live_values', 'check_request', 'read_back', 'Run', 'read_rows', 'flat',
+           'read_runs', 'read_curves']
 
 # %% ../nbs/05_runs.ipynb #r05imp
 import ast, difflib, errno, fcntl, hashlib, json, math, os, platform, re, shutil, socket, subprocess, sys, time, uuid
@@ -447,7 +447,7 @@ def _finite(x: Iterable[float], least: int):
     "The values as float64, refused if too few or not finite"
     import numpy as np
     x = np.asarray(x if hasattr(x, "__len__") else list(x), dtype="float64").ravel()
-    if len(x) < least: raise ValueError(f"an interval of this kind needs at least {least} values, here are {len(x)}")
+    if len(x) < least: raise ValueError(f"an interval of this kind needs at least {least} values, here are {len(x)}: judge more windows or items (of a text: take a longer one)")
     if not np.isfinite(x).all(): raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} values are not finite: a diverged run has no mean")
     return x
 
@@ -573,6 +573,7 @@ def start_run(
     request = json.loads(Path(os.environ[REQUEST]).read_text(encoding="utf-8")) if REQUEST in os.environ else None
     notebook = Path(request["notebook"]) if request else find_notebook(experiment, root)
     spec, runs = read_parameters(notebook), Path(request["runs"]) if request else notebook.parent.parent / "runs"
+    check_injected(spec)
     if presets is not None and presets != spec.presets: raise ParameterError("PRESETS in this kernel are not those in the file: save the notebook, restart the kernel")
     if ("corpus" in spec.types) != (corpus is not None): raise ParameterError("an experiment with a parameter `corpus` hands the loaded corpus to start_run, and only such a one")
     live = live_values(spec, params)
@@ -597,6 +598,15 @@ def _watch(run: "Run") -> None:
         run.diverged(error)
         shell.showtraceback((kind, error, tb), tb_offset=tb_offset)
     if _shell(): _shell().set_custom_exc((FloatingPointError,), handler)
+
+def check_injected(
+    spec: Parameters,  # what the parameters cell declares
+) -> None:
+    "Refuse what papermill injected under a name that nobody declared; by itself it only warns, and runs with the default"
+    cells = _shell().history_manager.input_hist_raw if _shell() else []
+    given = [t.id for source in cells if source.startswith("# Parameters\n") for node in _parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    for name in given:
+        if name not in spec.types: raise ParameterError(nearest("parameter", name, spec.types))
 
 def live_values(
     spec: Parameters,              # what the parameters cell declares

@@ -56,11 +56,14 @@ def expand(
     return [dict(zip(entry, values)) for values in itertools.product(*columns)]
 
 def read_sweep(
-    path: str | Path,  # experiments/sweeps/NAME.yaml
+    path: str | Path,  # experiments/sweeps/NAME.yaml, or NAME
 ) -> Sweep:
     "A sweep file, refused if it names a notebook or a parameter that does not exist"
-    path = Path(path).resolve()
-    if not path.exists(): raise SweepError(f"{path}: {nearest('sweep', path.stem, sorted(p.stem for p in path.parent.glob('*.yaml')))}")
+    asked, path = str(path), Path(path).resolve()
+    if not path.exists():
+        known = {p.stem: p for folder in (path.parent, (find_root(path) or path.parent) / "experiments" / "sweeps") for p in sorted(folder.glob("*.yaml"))}
+        if asked not in known: raise SweepError(f"{path}: {nearest('sweep', path.stem, known)}")
+        path = known[asked]
     data, root = read_yaml(path), find_root(path)
     for name in data:
         if name not in ("notebook", "defaults", "runs"): raise SweepError(f"{path}: {nearest('field', name, ('notebook', 'defaults', 'runs'))}")
@@ -507,7 +510,7 @@ def run_sweep(
     store(plan, [*plan.heads, *plan.others])
     try: ended = execute(plan, workers or (1 if device_type() == "cuda" else cores())) if plan.todo else {}
     except KeyboardInterrupt:
-        print(f"\ninterrupted: finished runs are safe, unfinished ones go on from their last checkpoint.\nThe same command resumes: refine-nb sweep {path}", flush=True)
+        print("\ninterrupted: finished runs are safe; unfinished ones go on from their last checkpoint, or from the start where there is none.\nGive the same command again to go on.", flush=True)
         raise
     print(summary(plan, ended), flush=True)
     return ended

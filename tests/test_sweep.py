@@ -66,7 +66,7 @@ def test_ctrl_c_says_how_to_resume(toy):
     attempt = next(toy.root.glob("runs/.attempts/*/*-*-*"))
     os.killpg(driver.pid, signal.SIGINT)
     out, err = driver.communicate(timeout=20)
-    assert driver.returncode == 130 and f"refine-nb sweep {sweep}" in out and "Traceback" not in out + err
+    assert driver.returncode == 130 and "the same command again" in out and "Traceback" not in out + err
     assert gone(worker_of(attempt)) and not toy.published()
 
 
@@ -350,11 +350,24 @@ def test_a_parameters_cell_that_leaves_anything_open_is_refused(toy, parameters,
     with pytest.raises((SweepError, ParameterError), match=says): make_plan(toy.sweep("  - {}"))
 
 
+def test_papermill_by_hand_refuses_a_misspelt_parameter(toy):
+    "papermill itself only warns, and would run with the default"
+    done = subprocess.run([sys.executable, "-m", "papermill", toy.notebook, toy.root / "out.ipynb", "-k", "python3", "-p", "stpes", "5"], cwd=toy.root, env=toy.env, capture_output=True, text=True)
+    assert done.returncode == 1 and "no parameter 'stpes'; did you mean 'steps'?" in done.stderr and not toy.executions()
+    done = subprocess.run([sys.executable, "-m", "papermill", toy.notebook, toy.root / "out.ipynb", "-k", "python3", "-p", "steps", "2"], cwd=toy.root, env=toy.env, capture_output=True, text=True)
+    assert done.returncode == 0 and len(toy.executions()) == 1
+
+
 def test_the_command_line_is_friendly(toy):
     code, out, err = toy.run("sweep", toy.sweep("  - {sede: 1}"))
     assert code == 2 and "did you mean 'seed'" in err and "Traceback" not in err
     code, out, err = toy.run("sweep", toy.root / "experiments" / "sweeps" / "z.yaml")
     assert code == 2 and "no sweep 'z'" in err
+    toy.sweep("  - {seed: 1}", "named")
+    code, out, err = toy.run("sweep", "named", "--dry-run")
+    assert code == 0 and "1 to run" in out
+    code, out, err = toy.run("sweep", "namd")
+    assert code == 2 and "did you mean 'named'" in err
 
 
 def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
