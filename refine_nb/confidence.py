@@ -401,18 +401,19 @@ def judge_ahead(
     oracle: bool = False,  # also the expectations over all branches, at v passes
     seed: int = 0,  # of the sampled characters
     rows: int = 32,  # windows at a time
+    heard: float | None = None,  # a previous confidence for every position; by default the model's own
 ) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob; present, sampled, again (a second draw), teacher; oracle_sampled, oracle_teacher
     "Predictors of the future loss, and the losses, at every position, in evaluation mode"
     generator, parts = torch.Generator(windows.device).manual_seed(seed), []
     with eval_mode(model):
-        for window in windows.split(rows): parts.append(_judged(model, window, oracle, generator))
+        for window in windows.split(rows): parts.append(_judged(model, window, oracle, generator, heard))
     return {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
 
 
-def _judged(model, window, oracle, generator):
+def _judged(model, window, oracle, generator, heard):
     "`judge_ahead` for a few windows"
     ids, y, after, kept = window[:, :-2], window[:, 1:-1], window[:, 2:], Kept()
-    hid = model.through(model.embed(ids), model.previous(ids), kept)
+    hid = model.through(model.embed(ids), model.previous(ids) if heard is None else torch.full((*ids.shape, 1), heard, device=ids.device), kept)
     logp, pred = model.head(hid).log_softmax(-1), model.confidence_predictor(hid)[..., 0]
 
     def ahead(branch): return branch_ahead(model, ids, branch, pred, kept).log_softmax(-1)
