@@ -138,8 +138,8 @@ PRESETS = {
 def hidden_matrices(
     model: nn.Module,  # with `blocks`
 ) -> list[nn.Parameter]:
-    "The weights that Muon is for: trained matrices inside the blocks, at least two wide and high"
-    return [p for p in model.blocks.parameters() if p.ndim == 2 and min(p.shape) > 1 and p.requires_grad]
+    "The weights that Muon is for: trained matrices inside the blocks"
+    return [p for p in model.blocks.parameters() if p.ndim == 2 and p.requires_grad]
 
 
 class MuGrokfast(torch.optim.Optimizer):
@@ -164,10 +164,10 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def kept(self, p: nn.Parameter, *names: str) -> list[Tensor]:
         "State of a parameter, zero at first"
-        for name in names: self.state[p].setdefault(name, None)
+        state = self.state[p]
         for name in names:
-            if self.state[p][name] is None: self.state[p][name] = torch.zeros_like(p)
-        return [self.state[p][name] for name in names]
+            if name not in state: state[name] = torch.zeros_like(p)
+        return [state[name] for name in names]
 
     def filtered(self, p: nn.Parameter) -> Tensor:
         "The gradient after the filter"

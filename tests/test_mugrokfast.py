@@ -106,10 +106,10 @@ def test_without_muon_it_is_adamw():
 
 def test_with_muon_it_is_torch_muon_and_adamw():
     ours, theirs = tiny(), tiny()
-    a = MuGrokfast(ours, MuGrokfastConfig(lr=1e-2, other_lr=0.5, weight_decay=0.1, **OFF))
+    a = MuGrokfast(ours, MuGrokfastConfig(lr=1e-2, other_lr=0.5, weight_decay=5.0, **OFF))
     hidden = {id(p) for p in hidden_matrices(theirs)}
     rest = [p for p in theirs.parameters() if id(p) not in hidden]
-    b = (torch.optim.Muon(hidden_matrices(theirs), lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW([dict(params=[p for p in rest if p.ndim > 1], weight_decay=0.1), dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0)], lr=5e-3, betas=(0.9, 0.95)))
+    b = (torch.optim.Muon(hidden_matrices(theirs), lr=1e-2, weight_decay=5.0, adjust_lr_fn="match_rms_adamw"), torch.optim.AdamW([dict(params=[p for p in rest if p.ndim > 1], weight_decay=5.0), dict(params=[p for p in rest if p.ndim < 2], weight_decay=0.0)], lr=5e-3, betas=(0.9, 0.95)))
     for step in range(3):
         backward(ours, step), backward(theirs, step)
         a.step()
@@ -212,7 +212,7 @@ def test_the_other_models_train_with_it(build):
     logits = model(ids(3, 8))
     (logits["logits"] if isinstance(logits, dict) else logits).square().mean().backward()
     optimizer.step()
-    assert optimizer.max_logit > 0 and all(min(p.shape) > 1 for p in hidden_matrices(model))
+    assert optimizer.max_logit > 0
 
 
 def test_interrupted_training_goes_on_bit_for_bit(tmp_path):
