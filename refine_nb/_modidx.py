@@ -601,6 +601,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'refine_nb.trm.Averaged.absorb': ('trm.html#averaged.absorb', 'refine_nb/trm.py'),
                                'refine_nb.trm.Averaged.load_state_dict': ('trm.html#averaged.load_state_dict', 'refine_nb/trm.py'),
                                'refine_nb.trm.Averaged.state_dict': ('trm.html#averaged.state_dict', 'refine_nb/trm.py'),
+                               'refine_nb.trm.NormedGPT': ('trm.html#normedgpt', 'refine_nb/trm.py'),
+                               'refine_nb.trm.NormedGPT.embed': ('trm.html#normedgpt.embed', 'refine_nb/trm.py'),
                                'refine_nb.trm.Recursion': ('trm.html#recursion', 'refine_nb/trm.py'),
                                'refine_nb.trm.Recursion.__post_init__': ('trm.html#recursion.__post_init__', 'refine_nb/trm.py'),
                                'refine_nb.trm.RecursiveGPT': ('trm.html#recursivegpt', 'refine_nb/trm.py'),

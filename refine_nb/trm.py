@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'PAPER', 'SIZES', 'PROFILES', 'Batch', 'EXPLORE', 'supervision_weights', 'refinement_loss',
-           'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'RecursiveGPT',
+           'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'RecursiveGPT', 'NormedGPT',
            'gross_refinement', 'net_refinement', 'step0_degradation', 'Supervised', 'supervised', 'answer_loss', 'TRM',
            'score_steps', 'evaluate_steps', 'Averaged', 'table_of', 'every_start']
 
@@ -242,6 +242,14 @@ class RecursiveGPT(ContextualGPT):
         "An empty cache: every application of a block has keys and values of its own"
         r, c = self.cfg.recursion, self.cfg
         return KVCache(r.n_supervision * r.n_cycles * (r.n_loops + 1) * c.n_layers, c.n_heads, c.width // c.n_heads, rows, room or c.context, self.position.weight)
+
+# %% ../nbs/11_trm.ipynb #t11norm
+class NormedGPT(ContextualGPT):
+    "A plain model that reads its embedding after a layer norm, as a `RecursiveGPT` does"
+
+    def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
+        "The embedding with a variance of one"
+        return F.layer_norm(super().embed(ids, cache), (self.cfg.width,))
 
 # %% ../nbs/11_trm.ipynb #t11net
 def gross_refinement(

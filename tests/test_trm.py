@@ -11,7 +11,7 @@ from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.tasks import load_task
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, count_flops, cross_entropy, load_weights, train
 from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
+from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
                            reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
 
 V = 11
@@ -393,6 +393,19 @@ def test_supervised_goes_through():
     assert supervised(batch) is batch and batch.ids.shape == (6, 12) and batch.target.shape == (6, 5)
     want = torch.nn.functional.cross_entropy(model(batch.ids)[:, -5:].flatten(0, 1), batch.target.flatten())
     assert answer_loss(model, batch)[0].item() == pytest.approx(want.item(), rel=1e-6)
+
+
+def test_the_normed_rival_starts_as_the_recursive_model_does():
+    "Same weights: one block on its embedding is the recursion's input through that block"
+    model = tiny(n_loops=1, n_supervision=2)
+    rival = NormedGPT(GPTConfig(V, context=24, n_layers=2, n_heads=2, width=16))
+    rival.load_state_dict({k: v for k, v in model.state_dict().items() if k not in ("answer", "latent")})
+    x = model.start(random_ids(3, 10))[0]
+    for block in rival.blocks: x = block(x)
+    assert torch.allclose(rival(random_ids(3, 10)), rival.head(rival.norm(x)), atol=1e-6)
+    cache = rival.new_cache(3)
+    pieces = torch.cat([rival(part, cache) for part in random_ids(3, 10).split(1, 1)], 1)
+    assert torch.allclose(pieces, rival(random_ids(3, 10)), atol=1e-5)
 
 
 def test_presets():
