@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'PAPER', 'SIZES', 'PROFILES', 'Batch', 'EXPLORE', 'supervision_weights', 'refinement_loss',
-           'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'RecursiveGPT', 'NormedGPT',
+           'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'NormedGPT', 'RecursiveGPT',
            'gross_refinement', 'net_refinement', 'step0_degradation', 'Supervised', 'supervised', 'answer_loss', 'TRM',
            'score_steps', 'evaluate_steps', 'Averaged', 'table_of', 'every_start']
 
@@ -188,9 +188,17 @@ class TRMConfig(GPTConfig):
         "What the loop needs: the profile's learning rate and warm-up, gradients clipped at 1"
         return replace(TrainConfig(steps=steps, lr=self.lr, warmup=self.warmup), **overrides)
 
+# %% ../nbs/11_trm.ipynb #t11norm
+class NormedGPT(ContextualGPT):
+    "A plain model that reads its embedding after a layer norm"
+
+    def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
+        "The embedding with a variance of one"
+        return F.layer_norm(super().embed(ids, cache), (self.cfg.width,))
+
 # %% ../nbs/11_trm.ipynb #t11model
-class RecursiveGPT(ContextualGPT):
-    "The blocks of a `ContextualGPT`, applied again and again to an answer state y and a latent state z"
+class RecursiveGPT(NormedGPT):
+    "The blocks of a `NormedGPT`, applied again and again to an answer state y and a latent state z"
 
     def __init__(self, cfg: TRMConfig):
         super().__init__(cfg)
@@ -220,7 +228,7 @@ class RecursiveGPT(ContextualGPT):
 
     def start(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "The text as large as the states, and where both states begin"
-        x = F.layer_norm(self.embed(ids, cache), (self.cfg.width,))
+        x = self.embed(ids, cache)
         return x, self.answer.expand_as(x), self.latent.expand_as(x)
 
     def answers(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, n: int | None = None) -> Iterator[Float[Tensor, "b t d"]]:
@@ -242,14 +250,6 @@ class RecursiveGPT(ContextualGPT):
         "An empty cache: every application of a block has keys and values of its own"
         r, c = self.cfg.recursion, self.cfg
         return KVCache(r.n_supervision * r.n_cycles * (r.n_loops + 1) * c.n_layers, c.n_heads, c.width // c.n_heads, rows, room or c.context, self.position.weight)
-
-# %% ../nbs/11_trm.ipynb #t11norm
-class NormedGPT(ContextualGPT):
-    "A plain model that reads its embedding after a layer norm, as a `RecursiveGPT` does"
-
-    def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        "The embedding with a variance of one"
-        return F.layer_norm(super().embed(ids, cache), (self.cfg.width,))
 
 # %% ../nbs/11_trm.ipynb #t11net
 def gross_refinement(
