@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+import yaml
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Run sweeps of experiment notebooks, and judge claims by their results.")
 
@@ -23,11 +24,13 @@ def sweep(
     runs: Annotated[Optional[Path], typer.Option(help="Keep records of runs here and not in the project's runs/.")] = None,
     refresh: Annotated[bool, typer.Option("--refresh", help="Run stale rows again.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and their estimated cost, run nothing.")] = False,
+    where: Annotated[Optional[list[str]], typer.Option(help="name=value: run only what has this value, such as seed=0; may be given several times.")] = None,
 ):
     "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
     from refine_nb.runs import ParameterError
     from refine_nb.sweep import SweepError, run_sweep
-    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run)
+    if bad := [w for w in where or [] if "=" not in w]: raise stop(ValueError(f"--where {bad[0]}: write name=value, such as seed=0"))
+    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, {n: yaml.safe_load(v) for n, _, v in (w.partition("=") for w in where or [])})
     except (ParameterError, SweepError) as error: raise stop(error) from None
     except KeyboardInterrupt: raise typer.Exit(130) from None
     if {"failed", "blocked"} & set(ended.values()): raise typer.Exit(1)

@@ -87,6 +87,7 @@ class Plan:
     todo: list = field(default_factory=list)        # ids to execute, those that others build on first
     stale: dict = field(default_factory=dict)       # id wanted → id of the stale row that stands in for it
     outdated: list = field(default_factory=list)    # ids of rows with another set of parameters than the notebook has now
+    left: list = field(default_factory=list)        # ids of missing runs that were not asked for this time
 
     def head(self, id: str) -> dict:
         "The head of a run that the sweep wants, or that another one builds on"
@@ -160,9 +161,12 @@ def make_plan(
     runs: str | Path | None = None,     # folder of runs; the project's runs/
     results: str | Path | None = None,  # folder of results; the project's results/
     refresh: bool = False,              # rerun stale rows too
+    where: Mapping[str, object] | None = None,  # parameters that a run must have to be executed now
 ) -> Plan:
     "What the sweep wants, what stands, what is missing"
-    sweep = read_sweep(path)
+    sweep, where = read_sweep(path), where or {}
+    for name in where:
+        if name not in sweep.spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, sweep.spec.types)}")
     runs, results = Path(runs or sweep.root / "runs").resolve(), Path(results or sweep.root / "results").resolve()
     plan = Plan(sweep, runs, results, (sweep.root / "results") in (results, *results.parents))
     if plan.recorded: check_cards(sweep)
@@ -175,10 +179,13 @@ def make_plan(
     standing = {row["id"] for row in rows if row["status"] in ("ok", "diverged")}
     by_key = {row["key"]: row["id"] for row in rows}
     plan.outdated = [row["id"] for row in rows if set(row["parameters"].split()) != set(sweep.spec.types)]
+    asked = {id for id, head in plan.heads.items() if all(head["params"][name] == value for name, value in where.items())}
+    if not asked: raise SweepError(f"no run of {sweep.name} has {', '.join(f'{n}={v!r}' for n, v in where.items())}; there is " + ", ".join(f"{n}={v!r}" for n in where for v in sorted({h["params"][n] for h in plan.heads.values()}, key=str)))
     for id, head in plan.heads.items():
         if id in standing or published(runs / id): continue
-        if head["key"] in by_key and not refresh: plan.stale[id] = by_key[head["key"]]
-        else: require(plan, id, head)
+        if head["key"] in by_key and not (refresh and id in asked): plan.stale[id] = by_key[head["key"]]
+        elif id in asked: require(plan, id, head)
+        else: plan.left.append(id)
     return plan
 
 def require(
@@ -342,6 +349,7 @@ def show(
         lines.append(f"  to run  {id}  {own}  " + (f"about {costs[id]:.0f} CPU-s" if costs[id] is not None else "cost unknown"))
     lines += [f"  stale   {old}  {label(plan.heads[id]['params'], heads)}  (code, corpus text or versions changed; --refresh runs it again)" for id, old in plan.stale.items()]
     if plan.outdated: lines.append(f"  stale   {len(plan.outdated)} rows with another set of parameters than {plan.sweep.notebook.stem} has now")
+    if plan.left: lines.append(f"  left    {len(plan.left)} missing runs that were not asked for")
     known = sum(c for c in costs.values() if c is not None)
     total = f", about {known:.0f} CPU-s" if known else ""
     unknown = sum(c is None for c in costs.values())
@@ -499,12 +507,13 @@ def run_sweep(
     runs: str | Path | None = None,     # folder of runs; the project's runs/
     refresh: bool = False,              # rerun stale rows too
     dry_run: bool = False,              # show the plan and stop
+    where: Mapping[str, object] | None = None,  # parameters that a run must have to be executed now
 ) -> dict[str, str]:
     "Run what a sweep file wants and is missing; returns id → outcome of what was executed"
     from refine_nb.runs import device_type
     if os.environ.get("REFINE_NB_DATA"): os.environ["REFINE_NB_DATA"] = str(Path(os.environ["REFINE_NB_DATA"]).resolve())
     if workers is not None and workers < 1: raise SweepError(f"--workers {workers}: at least 1")
-    plan = make_plan(path, runs, results, refresh)
+    plan = make_plan(path, runs, results, refresh, where)
     print(show(plan), flush=True)
     if dry_run: return {}
     store(plan, [*plan.heads, *plan.others])

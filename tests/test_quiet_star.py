@@ -131,19 +131,20 @@ def test_predictions_equal_one_row_for_each_thought(mixing):
     assert torch.equal(following[1, 0], batch[1, 9:12])
 
 
-def test_policy_gradient_is_that_of_the_expected_reward():
-    "All thoughts of one character, enumerated, against many drawn ones"
-    cfg = ThoughtConfig(3, 4, n_thoughts=4000, length=1, ahead=2)
+@pytest.mark.parametrize("n_thoughts, rows", [(2, 3000), (3000, 1)])
+def test_policy_gradient_is_that_of_the_expected_reward(n_thoughts, rows):
+    "All thoughts of two characters, enumerated, against drawn ones: few at many places, and many at one"
+    cfg = ThoughtConfig(3, 4, n_thoughts=n_thoughts, length=2, ahead=2)
     model, batch = quiet(cfg, n_symbols=5, n_layers=1, context=10), torch.tensor([[0, 2, 1, 1]])
-    at, every = torch.tensor([[0, 1]]), torch.arange(3).view(1, 1, 3, 1).expand(1, 2, 3, 1)
+    at, every = torch.tensor([[0, 1]]), torch.cartesian_prod(*[torch.arange(3)] * 2).expand(1, 2, 9, 2)
     said = predict(model, Reading(model, batch[:, :-1]), at, every, true_after(batch, at, 2))
     reward = said.thoughtful.detach().sum(2)
     names = [n for n, _ in model.named_parameters() if not n.startswith("mixing")]
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [model.get_parameter(n) for n in names])])
-    exact = gradient((said.thought[..., 0].exp() * reward).sum(-1).mean())
-    alone = [QuietSTaR(w, 0.0, seed=1)(model, batch)[0] for w in (1.0, 0.0)]
+    exact = gradient((said.thought.sum(-1).exp() * reward).sum(-1).mean())
+    alone = [QuietSTaR(w, 0.0, seed=1)(model, batch.repeat(rows, 1))[0] for w in (1.0, 0.0)]
     drawn = -(gradient(alone[0]) - gradient(alone[1]))
-    assert torch.cosine_similarity(exact, drawn, dim=0) > 0.99 and abs(drawn.norm() / exact.norm() - 1) < 0.1
+    assert torch.cosine_similarity(exact, drawn, dim=0) > 0.98 and abs(drawn.norm() / exact.norm() - 1) < 0.1
 
 
 def test_rewards_reach_the_thoughts_and_only_through_the_policy():

@@ -460,3 +460,19 @@ def test_the_estimate_comes_from_like_runs(toy):
     assert "4 runs, 2 done, 2 to run, about 50 CPU-s (1 of unknown cost)" in text and text.count("about 50 CPU-s") == 2
     code, out, _ = toy.run("sweep", sweep, "--dry-run")
     assert code == 0 and text in out and not toy.executions()
+
+
+def test_a_slice_runs_what_was_asked_and_leaves_the_rest(toy):
+    sweep = toy.sweep("  - {seed: [0, 1], pause: [0.0, 0.01]}")
+    assert toy.run("sweep", sweep, "--where", "pause=0.01", "--where", "seed=1")[0] == 0
+    table = read_runs(toy.root / "results" / "s")
+    assert table[["seed", "pause"]].values.tolist() == [[1, 0.01]]
+    assert toy.run("sweep", sweep, "--where", "pause=0.01")[0] == 0 and len(read_runs(toy.root / "results" / "s")) == 2
+    assert toy.run("sweep", sweep)[0] == 0
+    complete(toy, 4)
+
+
+@pytest.mark.parametrize("where, message", [("step=3", "did you mean 'steps'"), ("steps=5", "there is steps=2, steps=3"), ("steps", "write name=value")])
+def test_a_slice_of_nothing_is_refused(toy, where, message):
+    code, _, said = toy.run("sweep", toy.sweep("  - {steps: [2, 3]}"), "--where", where)
+    assert code == 2 and message in said and not toy.executions()
