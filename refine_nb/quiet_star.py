@@ -413,7 +413,7 @@ class ThoughtGenerator:
         with eval_mode(model):
             for i in range(1, n):
                 new = choose(model(ids[:, i - 1 : i], cache)[:, -1], hot, None, generator)
-                late = ~ended & (i == c.length + 1)
+                late = ~ended & (new != c.end) & (i == c.length + 1)
                 ids[:, i] = torch.where(done, self.stop, torch.where(late, c.end, new))
                 chosen[:, i], over = ~done & ~late, ~ended & (ids[:, i] == c.end)
                 inside[:, i], natural = ~ended & ~over, natural | (over & ~late)

@@ -183,14 +183,14 @@ def test_a_plain_model_that_is_given_thoughts_predicts_as_before():
     assert torch.equal(thinking(ids), plain(ids)) and thinking.cfg.thoughts == CFG and thinking.cfg.ngram == 2
 
 
-def automaton(row, c, stop, answer):
-    "What a row of a generator has to be: (chosen, inside) of each character, and whether the thought was ended by choice"
+def automaton(row, own_end, c, stop, answer):
+    "What a row of a generator has to be, (chosen, inside) of each character and whether the thought was ended by choice; `own_end`: an end at the limit was"
     chosen, inside, state, left, natural = [False], [False], "thought", answer, False
     for i, x in enumerate(row[1:].tolist(), 1):
         if state == "done": chosen.append(False), inside.append(False)
         elif state == "thought":
-            forced = i == c.length + 1
-            assert not forced or x == c.end
+            assert i <= c.length or x == c.end
+            forced = i == c.length + 1 and not own_end
             chosen.append(not forced), inside.append(x != c.end)
             if x == c.end: state, natural = "answer", not forced
         else:
@@ -206,8 +206,25 @@ def test_generated_thoughts_end_and_are_answered(model):
     found = ThoughtGenerator(c, answer=4, stop=0)(trunk, generator=generator())
     assert found.ids.shape == (3, 40, 12) and 0 < found.ended.float().mean() < 1
     for i, g in product(range(3), range(40)):
-        chosen, inside, natural = automaton(found.ids[i, g], c, 0, 4)
+        chosen, inside, natural = automaton(found.ids[i, g], found.chosen[i, g, 7], c, 0, 4)
         assert found.chosen[i, g].tolist() == chosen and found.inside[i, g].tolist() == inside and bool(found.ended[i, g]) == natural
+
+
+class Scripted(ContextualGPT):
+    "Writes what it was told, whatever it reads"
+
+    def forward(self, ids, cache=None):
+        place = cache.length + ids.shape[1] - 6  # five of prompt, and the start symbol
+        return torch.zeros_like(super().forward(ids, cache)).index_fill(-1, self.script[place : place + 1], 99.0)
+
+
+@pytest.mark.parametrize("length, ended", [(1, False), (2, True), (3, True)])
+def test_a_thought_that_ends_itself_at_the_limit_was_not_cut(length, ended):
+    model = Scripted(GPTConfig(11, context=24, n_layers=1, n_heads=1, width=8))
+    model.script = torch.tensor([3, 4, 10, 5, 0, 0, 0])
+    found = ThoughtGenerator(ThoughtConfig(9, 10, n_thoughts=1, length=length), answer=2, stop=0)(Trunk(model, random_ids(1, 5)), temperature=0.0)
+    assert bool(found.ended) == ended and found.ids[0, 0, :3].tolist() == [9, 3, 4 if length > 1 else 10]
+    assert bool(found.chosen[0, 0, min(length, 2) + 1]) == ended and int(found.inside.sum()) == min(length, 2)
 
 
 def test_greedy_thought_is_the_models_own(model):
