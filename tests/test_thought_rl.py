@@ -1,0 +1,295 @@
+"""Thoughts taught by reward: likelihoods and losses against one row each, rewards by hand, what stops a run and what it leaves"""
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import refine_nb.thought_rl as thought_rl
+from refine_nb.anti_theater import Finding, Report
+from refine_nb.branches import Trunk, branch_logits
+from refine_nb.quiet_star import Thoughts, ThoughtGenerator
+from refine_nb.tasks import Prompts, load_task
+from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, load_model, naive_loss, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer
+from refine_nb.train import TrainConfig, train
+
+TASK = load_task("s5", 1)
+ITEMS = TASK.sample(50)
+THOUGHTS = thoughts_for(TASK, ITEMS, n_thoughts=3)
+START, END, STOP = THOUGHTS.start, THOUGHTS.end, TASK.vocab["\n"]
+
+
+def fresh(seed=0, std=0.3):
+    "A small model far from the symmetric start"
+    torch.manual_seed(seed)
+    model = thinker(TASK, ITEMS, n_layers=2, width=16, n_heads=2)
+    for p in model.parameters(): torch.nn.init.normal_(p, std=std)
+    return model
+
+
+@pytest.fixture(scope="module")
+def trained():
+    "A model that knows direct and worked answers"
+    torch.manual_seed(0)
+    model = thinker(TASK, ITEMS, n_layers=2, width=48)
+    train(model, warm_loss, WarmStart(TASK, 64, direct=0.3, seed=0), TrainConfig(steps=250, lr=6e-3, warmup=10), progress=False)
+    return model.eval()
+
+
+def written(model, prompt, seed=0):
+    return ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(model, prompt), generator=torch.Generator().manual_seed(seed))
+
+
+def questions(n=4, seed=1): return next(Prompts(TASK, n, seed=seed))
+
+
+def row_logp(model, prompt, ids):
+    "The reference: log-probability of each character of one row after a prompt"
+    logp = model(torch.cat([prompt, ids])[None, :-1])[0, len(prompt) - 1 :].log_softmax(-1)
+    return logp.gather(1, ids[:, None])[:, 0]
+
+
+def test_thoughts_are_as_long_as_the_worked_form():
+    task = load_task("arithmetic", 3)
+    c = thoughts_for(task, task.sample(5))
+    assert (c.start, c.end, c.length) == (len(task.vocab), task.vocab[":"], len("12,34,56")) and THOUGHTS.length == 5
+
+
+def test_warm_start_has_its_kinds_in_their_shares():
+    batch = next(WarmStart(TASK, 20, direct=0.25, canned=0.4, seed=2))
+    texts = [["".join([*TASK.vocab.chars, "<"][i] for i in row) for row in torch.cat(pair, 1).tolist()] for pair in batch]
+    assert [len(t) for t in texts] == [5, 7, 8]
+    for kind, mark in zip(texts, ("", "<", "<" + CANNED_END)):
+        for text in kind:
+            prompt, _, rest = text.partition("=")
+            item = TASK.item(prompt + "=")
+            assert rest == {"": item.completion(), "<": "<" + item.completion(True)}.get(mark, mark + item.completion())
+
+
+def test_warm_start_resumes():
+    one, two = WarmStart(TASK, 8, seed=3), WarmStart(TASK, 8, seed=3)
+    next(one)
+    two.load_state_dict(one.state_dict())
+    assert all(torch.equal(a, b) for x, y in zip(next(one), next(two)) for a, b in zip(x, y))
+
+
+def test_warm_loss_is_of_what_follows_the_prompt_without_the_start():
+    model, batch = fresh(), next(WarmStart(TASK, 12, direct=0.5, canned=0.25, seed=1))
+    terms = [row_logp(model, p, w)[1 if w[0] == START else 0 :] for prompt, written in batch for p, w in zip(prompt, written)]
+    loss, metrics = warm_loss(model, batch)
+    assert torch.allclose(loss, -torch.cat(terms).mean(), atol=1e-5) and metrics["tokens"] == len(torch.cat(terms))
+
+
+def test_true_answers_stand_behind_each_thought():
+    model, (prompt, answer) = fresh(), questions()
+    found = written(model, prompt)
+    ids, there = with_answer(found, answer, END)
+    gains, trunk = answer_logp(Trunk(model, prompt), found, answer, END), Trunk(model, prompt)
+    for i in range(4):
+        for g in range(3):
+            e = found.ids[i, g].tolist().index(END) + 1
+            row = torch.cat([found.ids[i, g, :e], answer[i]])
+            assert torch.equal(ids[i, g, : e + 6], row) and there[i, g].nonzero()[:, 0].tolist() == list(range(e, e + 6))
+            assert torch.allclose(gains[i, g], row_logp(model, prompt[i], row)[e:].sum(), atol=1e-4)
+        assert torch.allclose(direct_logp(trunk, answer)[i], row_logp(model, prompt[i], answer[i]).sum(), atol=1e-4)
+
+
+def test_published_reward():
+    right = torch.tensor([[True, False, True], [True, True, False]])
+    assert compute_reward(right, torch.tensor([False, True])).tolist() == [[1, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("reward", ["improvement", "right", "gain"])
+def test_loss_is_that_of_the_chosen_characters(trained, reward):
+    "REINFORCE and its gradient from one row for each thought"
+    model, batch = copy.deepcopy(trained), questions(6)
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(reward, "leave_one_out", beta=0.0), seed=4)
+    loss, _ = objective(model, batch)
+    found = written(model, batch[0], seed=4)
+    right = TASK.check_ids(batch[1], found.ids)
+    direct = TASK.check_ids(batch[1], model_greedy(model, batch[0]))[:, 0]
+    r = dict(right=right.float(), improvement=compute_reward(right, direct), gain=answer_logp(Trunk(model, batch[0]), found, batch[1], END))[reward]
+    adv = r - (r.sum(1, keepdim=True) - r) / 2
+    terms = [[(row_logp(model, batch[0][i], found.ids[i, g]) * found.chosen[i, g]).sum() * adv[i, g] for g in range(3)] for i in range(6)]
+    mine = -torch.stack([torch.stack(t) for t in terms]).mean()
+    grads = [torch.cat([g.flatten() for g in torch.autograd.grad(x, list(model.parameters()))]) for x in (loss, mine)]
+    assert torch.allclose(loss, mine, atol=1e-4) and torch.allclose(*grads, atol=1e-4) and (adv != 0).any()
+
+
+def model_greedy(model, prompt):
+    "The greedy direct answer, character by character"
+    ids = prompt
+    for _ in range(6): ids = torch.cat([ids, model(ids)[:, -1].argmax(-1)[:, None]], 1)
+    return ids[:, None, prompt.shape[1] :]
+
+
+def test_naive_loss_sends_nothing_to_the_thoughts():
+    model, (prompt, answer) = fresh(), questions()
+    found = written(model, prompt)
+    logits = []
+    real = thought_rl.branch_logits
+    try:
+        thought_rl.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
+        loss = naive_loss(model, Trunk(model, prompt), found, answer, torch.rand(4, 3), END)
+    finally: thought_rl.branch_logits = real
+    grad, = torch.autograd.grad(loss, logits[0])
+    assert (grad[found.inside] == 0).all() and (grad[found.ids == START] == 0).all() and grad[with_answer(found, answer, END)[1]].abs().max() > 0
+
+
+def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters():
+    model, batch = fresh(), questions()
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=0.0), seed=4)
+    kept, real = [], thought_rl.branch_logits
+    try:
+        thought_rl.branch_logits = lambda trunk, ids: kept.append(real(trunk, ids)) or kept[-1]
+        loss, _ = objective(model, batch)
+    finally: thought_rl.branch_logits = real
+    found = written(model, batch[0], seed=4)
+    grad, = torch.autograd.grad(loss, kept[0])
+    assert (grad[~found.chosen] == 0).all() and grad[found.inside].abs().max() > 0 and (~found.ended).any()
+
+
+def test_kl_is_along_the_same_thoughts():
+    model, other, (prompt, _) = fresh(0), fresh(1), questions()
+    found, terms = written(model, prompt), []
+    for i in range(4):
+        for g in range(3):
+            p, q = (m(torch.cat([prompt[i], found.ids[i, g]])[None, :-1])[0, len(prompt[i]) - 1 :].log_softmax(-1) for m in (model, other))
+            terms.append((p.exp() * (p - q)).sum(-1)[found.chosen[i, g]])
+    assert torch.allclose(compute_kl_divergence(Trunk(model, prompt), Trunk(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
+    assert abs(compute_kl_divergence(Trunk(model, prompt), Trunk(copy.deepcopy(model), prompt), found)) < 1e-6
+
+
+@pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])
+def test_advantages(baseline):
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(baseline=baseline, beta=0.0))
+    reward = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    adv, flat = objective.advantage(reward)
+    third = {"leave_one_out": [1.0, -0.5, -0.5], "mean": [2 / 3, -1 / 3, -1 / 3], "none": [1.0, 0.0, 0.0]}[baseline]
+    assert torch.allclose(adv[0], torch.tensor(third)) and flat.tolist() == [False, True] and (adv[1] == float(baseline == "none")).all()
+
+
+def test_rewards_that_never_vary_stop_the_run():
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0, patience=3))
+    flat, reward = torch.ones(2, dtype=torch.bool), torch.zeros(2, 3)
+    objective.note(flat, reward, 2), objective.note(flat, reward, 2), objective.note(torch.tensor([True, False]), reward, 2)
+    objective.note(flat, reward, 2), objective.note(flat, reward, 2)
+    with pytest.raises(NothingToLearn, match="for 3 updates all 3 thoughts"): objective.note(flat, reward, 2)
+    assert objective.episodes == 12
+
+
+def test_each_corruption_lowers_its_part_of_coherence(trained):
+    prompt, answer = questions(64)
+    item_ids = TASK.encode([TASK.item("".join(TASK.vocab.chars[i] for i in p)) for p in prompt.tolist()], worked=True)[1]
+    ids = torch.cat([torch.full((64, 1), START), item_ids], 1)[:, None]
+    def thoughts_of(ids):
+        place = torch.arange(ids.shape[-1])
+        return Thoughts(ids, (place > 0).expand_as(ids), ((place > 0) & (place < 6)).expand_as(ids), torch.ones(64, 1, dtype=torch.bool))
+    score, good = CoherenceScorer(trained, END), thoughts_of(ids)
+    whole = score(trained, prompt, good, answer)
+    garbled, strange = ids.clone(), ids.clone()
+    garbled[:, :, 1:6] = ids[:, :, 1:6].flip(-1)
+    strange[:, :, 1:6] = TASK.vocab["<"]
+    parts = [score(trained, prompt, thoughts_of(garbled), answer).syntactic, score(trained, prompt, good, answer.roll(1, 0)).predictive, score(trained, prompt, thoughts_of(strange), answer).semantic]
+    for name, worse in zip(("syntactic", "predictive", "semantic"), parts): assert worse.mean() < getattr(whole, name).mean() - 0.05, name
+    assert torch.allclose(whole.composite, 0.3 * whole.semantic + 0.3 * whole.syntactic + 0.4 * whole.predictive) and 0 <= whole.composite.min() <= whole.composite.max() <= 1
+
+
+def test_diversity():
+    ids = torch.tensor([[[9, 1, 2, 0], [9, 1, 2, 0], [9, 3, 4, 0]]])
+    inside = torch.tensor([False, True, True, False]).expand_as(ids)
+    assert thought_diversity(Thoughts(ids, inside, inside, torch.ones(1, 3, dtype=torch.bool))) == pytest.approx(2 / 3)
+
+
+def test_validation_tells_what_checking_each_answer_tells(trained):
+    items = TASK.sample(40, split="test")
+    found, evidence = validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)
+    direct = [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.direct)]
+    assert evidence.right_without.tolist() == direct and found["accuracy_direct"] == pytest.approx(sum(direct) / 40)
+    assert evidence.right_with.tolist() == [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.thoughtful)]
+    assert validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
+
+
+def test_resumes_bit_for_bit(tmp_path):
+    base = fresh(std=0.1)
+    def run(folder, stop=None):
+        model, losses = copy.deepcopy(base), []
+        def note(row):
+            losses.append(row["loss"])
+            if len(losses) == stop: raise KeyboardInterrupt
+        objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), copy.deepcopy(base), seed=2)
+        try: train(model, objective, Prompts(TASK, 4, seed=0), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
+        except KeyboardInterrupt: pass
+        return losses, objective.episodes
+    whole, broken, again = run(tmp_path / "a"), run(tmp_path / "b", stop=5), run(tmp_path / "b")
+    assert len(broken[0]) == 5 and again[0] == whole[0][3:] and again[1] == whole[1]
+
+
+def test_golden_losses():
+    "Ten steps from a fixed start; a change here is a change of what every recorded run means"
+    base = fresh(std=0.1)
+    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), Prompts(TASK, 4, seed=0), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
+    assert [r["loss"] for r in rows[::3]] == pytest.approx(GOLDEN, abs=2e-3)
+
+
+GOLDEN = [0.0]
+
+
+def test_a_saved_model_loads_in_one_line(tmp_path, monkeypatch):
+    model = fresh()
+    save_model(tmp_path / "m", model, ("s5", 1), THOUGHTS)
+    loaded, task, thoughts = load_model(tmp_path / "m")
+    assert task == TASK and thoughts == THOUGHTS and all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters()))
+    def full(*args): raise OSError("no space left")
+    monkeypatch.setattr(thought_rl, "save_file", full)
+    with pytest.raises(OSError): save_model(tmp_path / "m", fresh(1), ("s5", 1), THOUGHTS)
+    assert torch.equal(load_model(tmp_path / "m")[0].token.weight, model.token.weight)
+
+
+def small(folder, model, **changes):
+    return run_step2_rl(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
+
+
+def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
+    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
+    class Validator:
+        "Passes twice, then fails"
+        def __init__(self): self.models, self.calls = [], 0
+        def __call__(self, evidence):
+            self.calls += 1
+            return Report(good, bad if self.calls == 3 else good, good)
+    validator, weights = Validator(), []
+    real = thought_rl.save_model
+    def keep(folder, model, *rest):
+        weights.append(model.token.weight.detach().clone())
+        return real(folder, model, *rest)
+    thought_rl.save_model = keep
+    try: result = small(tmp_path, trained, validator=validator)
+    finally: thought_rl.save_model = real
+    assert "ablation decidedly failed" in result.stopped and validator.calls == 4 and len(weights) == 3  # the start and two good states; the last call judges what was taken
+    assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
+    assert len(result.rows) < 12
+
+
+def test_an_undecided_failure_stops_nothing(tmp_path, trained):
+    result = small(tmp_path, trained)
+    assert result.stopped == "" and len(result.rows) == 12 and result.report.correlation.verdict == "undecided"
+    assert result.rows[-1]["episode"] == 48 and {"rl/coherence_semantic", "rl/thought_diversity", "val_accuracy_greedy"} <= set(result.rows[-1])
+
+
+@pytest.mark.parametrize("act, message", [
+    (lambda m: ThoughtRLConfig(reward="rigth"), "did you mean 'right'"), (lambda m: ThoughtRLConfig(baseline="loo"), "no baseline 'loo'"), (lambda m: ThoughtRLConfig(beta=math.nan), "beta is nan"), (lambda m: ThoughtRLConfig(patience=0), "patience is 0"),
+    (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
+    (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, TASK.encode(ITEMS[:2], worked=True)), "longer than a thought"),
+    (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"),
+    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: thoughts_for(load_task("word_problems", 2), load_task("word_problems", 2).sample(2)), "nothing to think"),
+])
+def test_bad_input_is_refused(act, message):
+    with pytest.raises(ValueError, match=message): act(fresh())
+
+
+def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="save_model"): load_model(tmp_path)
+    save_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
+    with pytest.raises(ValueError, match="another vocabulary"): load_model(tmp_path / "m")
