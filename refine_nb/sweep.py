@@ -342,7 +342,7 @@ def show(
 ) -> str:
     "The plan as text: every run that is missing with its estimated cost, every stale row"
     heads, lines, costs = list(plan.heads.values()), [], {i: estimate(plan, i) for i in plan.todo}
-    done = len(plan.heads) - len(plan.stale) - len([i for i in plan.todo if i in plan.heads])
+    done = len(plan.heads) - len(plan.stale) - len(plan.left) - len([i for i in plan.todo if i in plan.heads])
     for id in plan.todo:
         name, head = (plan.sweep.name, plan.heads[id]) if id in plan.heads else plan.others[id]
         own = label(head["params"], heads) if id in plan.heads else f"for {name}: {head['params']}"

@@ -43,9 +43,9 @@ def thoughts_for(
     n_thoughts: int = 4,
 ) -> ThoughtConfig:
     "Thoughts as long as the longest worked form of these items; the start symbol is the one after the task's vocabulary"
-    longest = max(len(i.completion(True)) - len(i.completion()) - 1 for i in items)
-    if longest < 1: raise ValueError(f"{type(task).__name__} has no worked form that ends in a colon: there is nothing to think")
-    return ThoughtConfig(start=len(task.vocab), end=task.vocab[":"], n_thoughts=n_thoughts, length=longest)
+    worked = [",".join(i.steps) for i in items]
+    if any(i.completion(True) != f"{steps}:{i.completion()}" or not steps for i, steps in zip(items, worked)): raise ValueError(f"{type(task).__name__} has no worked form that ends in a colon: there is nothing to think")
+    return ThoughtConfig(start=len(task.vocab), end=task.vocab[":"], n_thoughts=n_thoughts, length=max(map(len, worked)))
 
 
 def thinker(
@@ -75,7 +75,7 @@ class WarmStart(Iterator):
         if min(direct, canned) < 0 or direct + canned > 1 or batch < 1: raise ValueError(f"a batch of {batch} with shares of {direct} direct and {canned} canned examples: shares are not negative and sum to at most 1")
         self.task, self.counts, self.prompts = task, (n[0], batch - sum(n), n[1]), Prompts(task, batch, seed=seed)
 
-    def __next__(self) -> list[tuple[Int[Tensor, "b t"], Int[Tensor, "b s"]]]:
+    def __next__(self) -> list[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]]:
         items, out = self.task.sample(sum(self.counts), self.prompts.generator), []
         for kind, part in zip(("direct", "worked", "canned"), torch.tensor(range(len(items))).split(list(self.counts))):
             if len(part): out.append(self.example(kind, [items[i] for i in part.tolist()]))
@@ -103,7 +103,7 @@ CANNED_END = ",,:"  # the phrase, of marks that every task has, and the end of a
 
 def warm_loss(
     model: ContextualGPT,
-    batch: Sequence[tuple[Int[Tensor, "b t"], Int[Tensor, "b s"]]],
+    batch: Sequence[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]],  # prompts and what was written after them, a rectangle for each kind
 ) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
     "Cross-entropy of what is written after the prompts, the start symbol left out: whether to think is not the model's choice"
     losses, tokens = [], 0
@@ -210,7 +210,7 @@ class ThoughtRL:
 
     def __call__(self, model: ContextualGPT, batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"]]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         prompt, answer = batch
-        if answer.shape[1] > self.thoughts.length: raise ValueError(f"answers of {answer.shape[1]} characters, terminator included, are longer than a thought may be ({self.thoughts.length}): are these worked examples?")
+        if (answer == self.thoughts.end).any(): raise ValueError("these completions have a thought in them: give prompts with their direct answers, Prompts(task, batch)")
         with eval_mode(model):  # the policy that thinks is the policy that learns
             trunk = Trunk(model, prompt)
             found = ThoughtGenerator(self.thoughts, answer.shape[1], self.task.vocab["\n"])(trunk, generator=self.generator)
