@@ -63,7 +63,7 @@ def muon_update(
 
 # %% ../nbs/13_mugrokfast.ipynb #mg4
 class LogitWatch:
-    "The largest causal attention logit of every head, over the training passes since the last `reset`"
+    "The largest causal attention logit of every head, over the passes with gradients since the last `reset`"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
@@ -77,7 +77,7 @@ class LogitWatch:
 
     def see(self, i: int, attention: Attention, x: Float[Tensor, "b t d"]) -> None:
         "Keep the maximum of q·k/√k over rows and past positions, by head; a copy of the model that is judged is not looked at"
-        if attention is not self.attentions[i] or not (attention.training and torch.is_grad_enabled()): return
+        if attention is not self.attentions[i] or not torch.is_grad_enabled(): return
         q, k, _ = (z.detach() for z in attention.heads(x.detach()))
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         most = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill_(future, -torch.inf).amax((0, 2, 3))

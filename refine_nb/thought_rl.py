@@ -311,7 +311,7 @@ class CoherenceScorer:
 
     def alike(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], found: Thoughts) -> Float[Tensor, "b g"]:
         "Cosine between the mean hidden states of question and thought, from [−1, 1] to [0, 1]"
-        (b, g, n), t = found.ids.shape, prompt.shape[1]
+        (b, g, _), t = found.ids.shape, prompt.shape[1]
         whole = model.hidden(torch.cat([prompt[:, None].expand(b, g, t), found.ids], -1)[..., :-1].flatten(0, 1)).unflatten(0, (b, g))
         inside = found.inside[..., :-1, None]
         thought = (whole[:, :, t:] * inside).sum(2) / inside.sum(2).clamp(min=1)

@@ -167,14 +167,14 @@ def test_the_watch_sees_what_attention_sees():
     assert torch.allclose(torch.stack(watch.largest), both, rtol=1e-5)
 
 
-def test_only_training_passes_are_watched():
+def test_only_passes_with_gradients_are_watched():
     model = tiny()
     watch = LogitWatch(model)
     with torch.no_grad(): model(ids(2, 12))
     copy.deepcopy(model)(ids(2, 12))  # such as the averaged model
-    model.eval()
-    model(ids(2, 12))
     assert watch.largest == [None, None]
+    model.eval()(ids(2, 12))  # such as a policy that learns from what it wrote
+    assert torch.allclose(torch.stack(watch.largest), model.attention_logit_max(ids(2, 12)), rtol=1e-5)
 
 
 def test_clipping_is_exact_at_fixed_inputs():
