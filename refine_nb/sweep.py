@@ -129,7 +129,7 @@ def head(self: Identifier,
     if mark in self.open: raise SweepError(f"{sweep.name}: a run builds on itself: {entry}")
     if mark in self.heads: return self.heads[mark]
     self.open.append(mark)
-    needs = {n: self.dependency(sweep, n, v) for n, v in entry.items() if isinstance(v, dict)}
+    needs = {n: self.dependency(sweep, n, v, entry.get("seed")) for n, v in entry.items() if isinstance(v, dict)}
     try: params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
     except ParameterError as error: raise SweepError(f"{sweep.name}: {entry}: {error}") from None
     corpus = self.corpus(params["corpus"]) if params.get("corpus") else None
@@ -144,15 +144,17 @@ def dependency(self: Identifier,
     sweep: Sweep,  # the sweep that names it
     name: str,     # the parameter
     ref: dict,     # {sweep: NAME, where: {…}}
+    seed: int | None = None,  # of the run that builds on it, which the other one shares unless `where` says otherwise
 ) -> tuple[str, dict]:
     "(sweep name, head) of the one run that a reference describes"
     if set(ref) != {"sweep", "where"} or not isinstance(ref["where"], dict): raise SweepError(f"{sweep.name}: {name}: write {{sweep: NAME, where: {{parameter: value}}}}")
     other = self.sweep(ref["sweep"])
-    for key in ref["where"]:
+    where = ({"seed": seed} if seed is not None and "seed" in other.spec.types else {}) | ref["where"]
+    for key in where:
         if key not in other.spec.types: raise SweepError(f"{sweep.name}: {name}: {nearest('parameter', key, other.spec.types)}")
     plain = [(e, resolve(other.spec, {k: v for k, v in e.items() if not isinstance(v, dict)})) for e in other.entries]
-    fits = [e for e, p in plain if all(p[k] == v for k, v in ref["where"].items())]
-    if len(fits) != 1: raise SweepError(f"{sweep.name}: {name}: {len(fits)} runs of {ref['sweep']!r} have {ref['where']}, exactly one must")
+    fits = [e for e, p in plain if all(p[k] == v for k, v in where.items())]
+    if len(fits) != 1: raise SweepError(f"{sweep.name}: {name}: {len(fits)} runs of {ref['sweep']!r} have {where}, exactly one must")
     return other.name, self.head(other, fits[0])
 
 # %% ../nbs/20_sweep.ipynb #s20plan3

@@ -306,6 +306,15 @@ def test_a_dependency_runs_first_is_shared_and_comes_back_alone(toy):
     assert len(read_runs(toy.root / "results" / "s")) == 3 and len(read_runs(toy.root / "results" / "base")) == 1
 
 
+def test_a_dependency_shares_the_random_seed(toy):
+    toy.sweep("  - {seed: [0, 1], steps: [2, 3]}", "base")
+    plan = make_plan(toy.sweep("  - {seed: [0, 1], warm_start: {sweep: base, where: {steps: 3}}}"))
+    pairs = {(head["params"]["seed"], plan.others[head["params"]["warm_start"].removeprefix("run:")][1]["params"]["seed"]) for head in plan.heads.values()}
+    assert pairs == {(0, 0), (1, 1)} and len(plan.todo) == 4
+    fixed = make_plan(toy.sweep("  - {seed: [0, 1], warm_start: {sweep: base, where: {steps: 3, seed: 1}}}"))
+    assert len(fixed.others) == 1 and len(fixed.todo) == 3
+
+
 def test_a_dependent_of_a_diverged_run_is_blocked(toy):
     toy.sweep("  - {mode: diverges}", "base")
     code, out, _ = toy.run("sweep", toy.sweep("  - {warm_start: {sweep: base, where: {mode: diverges}}}"))
