@@ -10,7 +10,7 @@ __all__ = ['PLACES', 'MIXINGS', 'ThoughtConfig', 'Reading', 'Forks', 'thought_lo
 # %% ../nbs/14_quiet_star.ipynb #qs0imp
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -318,7 +318,10 @@ class QuietSTaR:
         if self.policy_weight and c.temperature != 1: raise ValueError(f"temperature {c.temperature} with a policy_weight: what is learned must be what was drawn; take temperature 1, or policy_weight=0")
 
     def __call__(self, model: QuietGPT, batch: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
-        c = model.cfg.thoughts
+        with eval_mode(model): return self.losses(model, batch, model.cfg.thoughts)  # no dropout: the policy that thinks is the policy that learns
+
+    def losses(self, model: QuietGPT, batch: Int[Tensor, "b t"], c: ThoughtConfig) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
+        "The four parts"
         self.check(c)
         if batch.shape[1] <= c.ahead: raise ValueError(f"windows of {batch.shape[1]} characters leave no place before the {c.ahead} that judge a thought: make them longer, or ahead smaller")
         reading = Reading(model, batch[:, :-1])
@@ -326,7 +329,7 @@ class QuietSTaR:
         ids = think(reading, at.repeat_interleave(c.n_thoughts, 1), c, self.generator).unflatten(1, (-1, c.n_thoughts))
         said = predict(model, reading, at, ids, true_after(batch, at, c.ahead))
         reward = said.thoughtful.detach().sum(2)
-        adv, flat = group_advantage(reward, torch.full_like(reward, 1 / c.n_thoughts), "none", "leave_one_out") if c.n_thoughts > 1 else (reward, reward[..., 0] != 0)
+        adv, flat = group_advantage(reward, torch.full_like(reward, 1 / c.n_thoughts), "none", "leave_one_out") if c.n_thoughts > 1 else (reward, reward[..., 0] == reward[..., 0])
         plain = F.cross_entropy(model.head(reading.hidden).flatten(0, 1), batch[:, 1:].flatten())
         loss = plain - said.mixed.mean() - self.read_weight * said.thoughtful.mean() - self.policy_weight * (adv * said.thought.sum(-1)).mean()
         gain = (said.mixed - said.plain).detach()[:, :, 0]
@@ -406,17 +409,18 @@ class ThoughtGenerator:
         "Several thoughts and answers for every prompt; raises `ValueError` when they do not fit"
         c, model, (b, t) = self.cfg, trunk.model, trunk.prefix.shape
         c.check(model.cfg, t, self.answer)
-        g, hot, n = n_thoughts or c.n_thoughts, c.temperature if temperature is None else temperature, c.length + 2 + self.answer
+        g, hot, n = c.n_thoughts if n_thoughts is None else n_thoughts, c.temperature if temperature is None else temperature, c.length + 2 + self.answer
+        replace(c, n_thoughts=g, temperature=hot)  # refused as the configuration would be
         ids, chosen, inside = (torch.full((b * g, n), v, device=trunk.prefix.device) for v in (self.stop, False, False))
         ids[:, 0], ended, done, natural = c.start, chosen[:, 0].clone(), chosen[:, 0].clone(), chosen[:, 0].clone()
         cache, since = _as_cache(trunk, t + n).fork(g), torch.zeros(b * g, dtype=torch.long, device=ids.device)
         with eval_mode(model):
             for i in range(1, n):
                 new = choose(model(ids[:, i - 1 : i], cache)[:, -1], hot, None, generator)
-                late = ~ended & (new != c.end) & (i == c.length + 1)
+                late = ~ended & (i == c.length + 1)  # whatever is drawn here, the end is written: nobody's choice
                 ids[:, i] = torch.where(done, self.stop, torch.where(late, c.end, new))
                 chosen[:, i], over = ~done & ~late, ~ended & (ids[:, i] == c.end)
-                inside[:, i], natural = ~ended & ~over, natural | (over & ~late)
+                inside[:, i], natural = ~ended & ~over, natural | (over & (new == c.end))
                 since, ended = since + ended, ended | over
                 done |= ended & ~over & ((ids[:, i] == self.stop) | (since == self.answer))
                 if done.all(): break

@@ -78,6 +78,13 @@ def test_thinking_at_every_position_equals_one_after_another(model):
     assert torch.equal(think(Reading(model, ids), at, cfg).flatten(0, 1), torch.stack(rows))
 
 
+def test_thoughts_are_drawn_and_learned_without_dropout():
+    model = quiet(CFG, dropout=0.5)
+    model.train()
+    a, b = (QuietSTaR(1.0, seed=2)(model, random_ids(2, 12))[0] for _ in range(2))
+    assert torch.equal(a, b) and model.training
+
+
 def test_drawn_thoughts_follow_the_masked_distribution():
     model, cfg = scattered(ContextualGPT(GPTConfig(5, context=8, n_layers=1, n_heads=1, width=8))), ThoughtConfig(3, 4, length=1)
     ids = torch.tensor([[0, 2, 1]])
@@ -184,15 +191,15 @@ def test_a_plain_model_that_is_given_thoughts_predicts_as_before():
 
 
 def automaton(row, own_end, c, stop, answer):
-    "What a row of a generator has to be, (chosen, inside) of each character and whether the thought was ended by choice; `own_end`: an end at the limit was"
+    "What a row of a generator has to be, (chosen, inside) of each character and whether the thought ended itself; `own_end`: what is said of an end at the limit"
     chosen, inside, state, left, natural = [False], [False], "thought", answer, False
     for i, x in enumerate(row[1:].tolist(), 1):
         if state == "done": chosen.append(False), inside.append(False)
         elif state == "thought":
             assert i <= c.length or x == c.end
-            forced = i == c.length + 1 and not own_end
+            forced = i == c.length + 1
             chosen.append(not forced), inside.append(x != c.end)
-            if x == c.end: state, natural = "answer", not forced
+            if x == c.end: state, natural = "answer", not forced or own_end
         else:
             chosen.append(True), inside.append(False)
             left -= 1
@@ -206,7 +213,7 @@ def test_generated_thoughts_end_and_are_answered(model):
     found = ThoughtGenerator(c, answer=4, stop=0)(trunk, generator=generator())
     assert found.ids.shape == (3, 40, 12) and 0 < found.ended.float().mean() < 1
     for i, g in product(range(3), range(40)):
-        chosen, inside, natural = automaton(found.ids[i, g], found.chosen[i, g, 7], c, 0, 4)
+        chosen, inside, natural = automaton(found.ids[i, g], bool(found.ended[i, g]), c, 0, 4)
         assert found.chosen[i, g].tolist() == chosen and found.inside[i, g].tolist() == inside and bool(found.ended[i, g]) == natural
 
 
@@ -224,7 +231,7 @@ def test_a_thought_that_ends_itself_at_the_limit_was_not_cut(length, ended):
     model.script = torch.tensor([3, 4, 10, 5, 0, 0, 0])
     found = ThoughtGenerator(ThoughtConfig(9, 10, n_thoughts=1, length=length), answer=2, stop=0)(Trunk(model, random_ids(1, 5)), temperature=0.0)
     assert bool(found.ended) == ended and found.ids[0, 0, :3].tolist() == [9, 3, 4 if length > 1 else 10]
-    assert bool(found.chosen[0, 0, min(length, 2) + 1]) == ended and int(found.inside.sum()) == min(length, 2)
+    assert bool(found.chosen[0, 0, min(length, 2) + 1]) == (length == 3) and int(found.inside.sum()) == min(length, 2)  # at the limit nothing is chosen
 
 
 def test_greedy_thought_is_the_models_own(model):
@@ -278,7 +285,7 @@ def test_impossible_thoughts_are_refused(change, message):
     (lambda m: QuietSTaR()(m, random_ids(2, 3)), "leave no place"), (lambda m: think(Reading(m, random_ids(1, 20)), torch.tensor([[18]]), CFG), "context=25"),
     (lambda m: Forks(Reading(m, random_ids(1, 5)), torch.tensor([[5]])), "not .5."), (lambda m: Forks(Reading(m, random_ids(1, 20)), torch.tensor([[19]]))(random_ids(1, 1, 5)), "does not fit"),
     (lambda m: QuietConfig(11, context=8, thoughts=CFG), "context=9"), (lambda m: QuietConfig(10, thoughts=CFG), "not among the 10 symbols"), (lambda m: QuietConfig(11, thoughts=CFG, mixing="sum"), "no mixing 'sum'"),
-    (lambda m: ThoughtGenerator(CFG, 0, 0), "answer of 0"), (lambda m: ThoughtGenerator(CFG, 16, 0)(Trunk(m, random_ids(1, 5))), "context=26"),
+    (lambda m: ThoughtGenerator(CFG, 0, 0), "answer of 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Trunk(m, random_ids(1, 5)), 0), "n_thoughts is 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Trunk(m, random_ids(1, 5)), 1, -1.0), "temperature is -1"), (lambda m: ThoughtGenerator(CFG, 16, 0)(Trunk(m, random_ids(1, 5))), "context=26"),
 ])
 def test_bad_input_is_refused(act, message):
     model = quiet()

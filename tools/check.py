@@ -59,15 +59,30 @@ def smoke_sweep(notebook: Path) -> dict:
     sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
     sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
-    seen, runs = set(), []
+    wanted, runs = set(), []
     for entry in entries:
         lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized}
         for i in range(max(map(len, lists.values()), default=1)):  # all lists side by side, the last value of a shorter one again
             run = {k: v[min(i, len(v) - 1)] for k, v in lists.items()} | {"preset": "smoke"} | text
-            new = ways(declared.defaults | run) - seen
-            if new: runs.append(run)
-            seen |= new
-    return {"notebook": notebook.stem, "runs": runs}
+            if not ways(declared.defaults | run) - wanted: continue
+            wanted |= ways(declared.defaults | run)
+            runs.append(run)
+    return {"notebook": notebook.stem, "runs": packed(runs, declared.defaults, wanted)}
+
+
+def packed(runs: list[dict], defaults: dict, wanted: set) -> list[dict]:
+    "Fewer runs with the same values: two become one where no name differs and nothing else that both say, as long as no value is lost"
+    out = list(runs)
+    for run in runs:
+        others = [r for r in out if r is not run]
+        named = {k: v for k, v in (defaults | run).items() if isinstance(v, str)}
+        for other in [o for o in others if named == {k: v for k, v in (defaults | o).items() if isinstance(v, str)}]:
+            both = other | run
+            rest = [r for r in others if r is not other] + [both]
+            if all(other[k] == v for k, v in run.items() if k in other and k not in SAME) and wanted <= set().union(*(ways(defaults | r) for r in rest)):
+                out = rest
+                break
+    return out
 
 
 def experiments() -> tuple[bool, str]:
