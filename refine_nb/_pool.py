@@ -151,7 +151,9 @@ def execute_one(
         write_synced(folder / "request.json", json.dumps(spec, indent=1))
         try: return conclude(spec, folder, run_notebook(spec, folder))
         except DeadKernelError: return "died", "its kernel died"
-        except Exception: return "failed", keep_failure(runs, spec["id"], traceback.format_exc(), folder)
+        except Exception as error:
+            if type(error) is RuntimeError and str(error).startswith("Kernel "): return "died", str(error)  # jupyter_client's: it died or kept silent at its start
+            return "failed", keep_failure(runs, spec["id"], traceback.format_exc(), folder)
         finally: let_go(folder)
 
 

@@ -172,7 +172,7 @@ class ThoughtInjector:
         if self.where == "end": return torch.full((b, 1), t - 1, device=device)
         if self.count > t: raise ValueError(f"{self.count} places among {t} positions")
         if self.where == "random": scores = torch.rand(b, t, generator=generator, device=device)
-        elif self.where == "entropy": scores = entropy(reading.model.head(reading.hidden[:, :t]).log_softmax(-1))
+        elif self.where == "entropy": scores = entropy(reading.model.head(reading.hidden[:, :t].detach()).log_softmax(-1))
         else: scores = self.difficulty(reading)[:, :t]
         return scores.topk(self.count).indices.sort().values
 

@@ -9,7 +9,7 @@ from refine_nb.branches import Trunk
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, think, thought_gains, thought_logp, true_after
-from refine_nb.train import TrainConfig, train
+from refine_nb.train import TrainConfig, count_flops, train
 from refine_nb.trm import NormedGPT
 
 CFG = ThoughtConfig(9, 10, n_thoughts=3, length=4, ahead=3)
@@ -173,6 +173,13 @@ def test_where_to_think():
     assert torch.equal(chosen["random"], ThoughtInjector("random", 3)(reading, 8, generator())) and not torch.equal(chosen["random"], chosen["entropy"])
     assert all(ids[i, p] <= ids[i, q] for i in range(3) for p in chosen["difficulty"][i] for q in set(range(8)) - set(chosen["difficulty"][i].tolist()))
     assert all((places.diff() > 0).all() and places.max() < 8 for places in chosen.values())
+
+
+@pytest.mark.parametrize("where", ["random", "entropy"])
+def test_operations_are_counted_wherever_it_thinks(where):
+    model, batch = quiet(), random_ids(2, 12)
+    few, many = (count_flops(model, QuietSTaR(injector=ThoughtInjector(where, n)), batch) for n in (2, 4))
+    assert 0 < few < many
 
 
 def test_gains_are_of_the_places_where_it_thinks():

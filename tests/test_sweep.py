@@ -485,3 +485,12 @@ def test_a_slice_runs_what_was_asked_and_leaves_the_rest(toy):
 def test_a_slice_of_nothing_is_refused(toy, where, message):
     code, _, said = toy.run("sweep", toy.sweep("  - {steps: [2, 3]}"), "--where", where)
     assert code == 2 and message in said and not toy.executions()
+
+
+@pytest.mark.parametrize("error, outcome", [(RuntimeError("Kernel died before replying to kernel_info"), "died"), (RuntimeError("Kernel didn't respond in 60 seconds"), "died"), (RuntimeError("a mistake of the runner's"), "failed"), (KeyError("Kernel of truth"), "failed")])
+def test_a_kernel_that_does_not_start_is_no_mistake_of_the_run(tmp_path, monkeypatch, error, outcome):
+    "Its run is tried again, as one whose kernel died in the middle"
+    from refine_nb import _pool
+    def break_down(spec, folder): raise error
+    monkeypatch.setattr(_pool, "run_notebook", break_down)
+    assert _pool.execute_one(dict(id="0123", runs=str(tmp_path)))[0] == outcome

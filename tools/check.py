@@ -35,10 +35,10 @@ def notebooks() -> tuple[bool, str]:
 
 
 def tests() -> tuple[bool, str]:
-    "pytest over tests/"
+    "pytest over tests/, two files at a time"
     report = ROOT / "build/tests.xml"
     report.unlink(missing_ok=True)
-    ok = call("python", "-m", "pytest", "tests", "-q", "-rs", "--durations=5", "-p", "no:cacheprovider", f"--junitxml={report}")
+    ok = call("python", "-m", "pytest", "tests", "-q", "-rs", "-n", "2", "--dist", "loadfile", "--durations=5", "-p", "no:cacheprovider", f"--junitxml={report}")
     counts = ElementTree.parse(report).getroot()[0].attrib if report.exists() else {"errors": "1"}
     return ok, ", ".join(f"{counts.get(what, 0)} {what}" for what in ("tests", "failures", "errors", "skipped"))
 
