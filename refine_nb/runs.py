@@ -463,7 +463,7 @@ def paired_interval(
         a, b = dict(enumerate(a)), dict(enumerate(b))
     seeds = [s for s in a.keys() if s in b.keys()]
     if not seeds: raise ValueError(f"no random seed in common: {list(a.keys())} and {list(b.keys())}")
-    return mean_interval([a[s] - b[s] for s in seeds], level)
+    return mean_interval([float(a[s] - b[s]) for s in seeds], level)
 
 def bootstrap_interval(
     values: Iterable[float],  # one value per window or item of a run

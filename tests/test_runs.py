@@ -358,3 +358,8 @@ def test_bootstrap_repeats_follows_skew_and_refuses_few():
     for bad, says in (([1.0] * 99, "at least 100"), ([float("nan")] * 100, "100 of 100 values are not finite")):
         with pytest.raises(ValueError, match=says): bootstrap_interval(bad)
     with pytest.raises(ValueError, match="at least 1"): mean_interval([])
+
+
+def test_whole_numbers_can_be_paired():
+    "Such as a number of spikes, which a table holds as integers"
+    assert paired_interval({0: np.int64(3), 1: np.int64(5)}, {0: np.int64(1), 1: np.int64(2)}) == mean_interval([2.0, 3.0])
