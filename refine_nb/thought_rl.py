@@ -35,7 +35,7 @@ from .candidates import entropy
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .runs import nearest
+from .runs import nearest, write_synced
 from .tasks import Item, Prompts, Task, load_task
 from .train import TrainConfig, adamw, checkpoints, train
 from .trigram import eval_mode
@@ -150,6 +150,11 @@ def with_answer(
     return ids, torch.zeros_like(found.chosen).scatter(-1, at, to_end(answer)[:, None].expand_as(at))
 
 
+def _logp_written(trunk: Trunk, ids: Int[Tensor, "b g n"]) -> Float[Tensor, "b g n"]:
+    "Log-probability of every character of every branch"
+    return branch_logits(trunk, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+
+
 @torch.no_grad()
 def answer_logp(
     trunk: Trunk,
@@ -159,7 +164,7 @@ def answer_logp(
 ) -> Float[Tensor, "b g"]:
     "Log-likelihood of the true answer after each thought"
     ids, there = with_answer(found, answer, end)
-    logp = branch_logits(trunk, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logp = _logp_written(trunk, ids)
     return (logp * there).sum(-1)
 
 
@@ -169,8 +174,7 @@ def direct_logp(
     answer: Int[Tensor, "b s"],
 ) -> Float[Tensor, "b"]:
     "Log-likelihood of the true answer without a thought"
-    logp = branch_logits(trunk, answer[:, None])[:, 0].log_softmax(-1).gather(-1, answer[..., None])[..., 0]
-    return (logp * to_end(answer)).sum(-1)
+    return (_logp_written(trunk, answer[:, None])[:, 0] * to_end(answer)).sum(-1)
 
 # %% ../nbs/16_thought_rl.ipynb #tl4
 @dataclass(frozen=True)
@@ -288,7 +292,7 @@ def naive_loss(
 ) -> Float[Tensor, ""]:
     "The description's policy loss: −(−cross-entropy of the answer) × mean reward"
     ids, there = with_answer(found, answer, end)
-    logp = branch_logits(trunk, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logp = _logp_written(trunk, ids)
     return -(logp * there).sum() / there.sum() * reward.mean()
 
 # %% ../nbs/16_thought_rl.ipynb #tl6
@@ -324,7 +328,7 @@ class CoherenceScorer:
     ) -> Coherence:
         "Three parts for every thought"
         trunk, n = Trunk(model, prompt), found.inside.sum(-1).clamp(min=1)
-        known = branch_logits(Trunk(self.reference, prompt), found.ids).log_softmax(-1).gather(-1, found.ids[..., None])[..., 0]
+        known = _logp_written(Trunk(self.reference, prompt), found.ids)
         gain = answer_logp(trunk, found, answer, self.end) - direct_logp(trunk, answer)[:, None]
         return Coherence(self.alike(model, prompt, found), ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1), (gain / to_end(answer).sum(-1, keepdim=True)).sigmoid())
 
@@ -476,8 +480,7 @@ def _belongs(folder: Path, said: dict) -> None:
         if other: raise ValueError(f"{folder} belongs to another run: {'; '.join(other)}. Use another folder")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    file.with_name("settings.part").write_text(json.dumps(said, indent=1))
-    os.replace(file.with_name("settings.part"), file)
+    write_synced(file, json.dumps(said, indent=1))
 
 
 def run_step2_rl(
@@ -510,9 +513,11 @@ def run_step2_rl(
     rows, stopped = [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else [], ""
     watch = Watch(lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), objective, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts))
     judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
+    passed = True
     try: train(model, objective, Prompts(asked, batch, seed=seed), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=(optimizer or (lambda m: adamw(m, training)))(model), progress=progress)
-    except (TheaterFound, NothingToLearn) as why: stopped = str(why)
-    if not stopped or "earned the same" in stopped:  # the state at the end, if it passes
+    except NothingToLearn as why: stopped = str(why)
+    except TheaterFound as why: stopped, passed = str(why), False
+    if passed:  # the state at the end, unless it fails now
         report = validator(judge_last(model)[1]) if validator else None
         if report and report.decided_failures: stopped = str(TheaterFound(report, objective.episodes))
         else: save_model(good, model, task, thoughts)
