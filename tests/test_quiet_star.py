@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from refine_nb.branches import Trunk
+from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, think, thought_gains, thought_logp, true_after
+from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, thought_logp, true_after
 from refine_nb.train import TrainConfig, count_flops, train
 from refine_nb.trm import NormedGPT
 
@@ -308,3 +309,15 @@ def test_thoughts_that_cannot_be_taught_are_refused(cfg, message):
 
 def test_models_that_read_otherwise_are_refused():
     with pytest.raises(TypeError, match="NormedGPT"): Reading(NormedGPT(GPTConfig(11, context=24, n_layers=1, n_heads=1, width=8)), random_ids(1, 5))
+
+
+@pytest.mark.parametrize("feedback", [0, 2])
+def test_places_of_predicted_loss_are_where_the_head_says(feedback):
+    model, ids = quiet(), random_ids(2, 9)
+    aware = scattered(ConfidenceAwareGPT(model.cfg, feedback=feedback))
+    heard = aware.previous(ids) if feedback else torch.zeros(2, 9, 1)
+    pred = aware.confidence_predictor(aware.through(aware.embed(ids), heard))[..., 0]
+    reading = Reading(model, ids)
+    assert torch.allclose(predicted_loss(aware)(reading), pred, atol=1e-6) and pred.std() > 0.01
+    assert ThoughtInjector("difficulty", 3, predicted_loss(aware))(reading, 6).tolist() == [sorted(row[:6].topk(3).indices.tolist()) for row in pred]
+    with pytest.raises(ValueError, match="same vocabulary"): predicted_loss(ConfidenceAwareGPT(GPTConfig(3, context=24)))(reading)

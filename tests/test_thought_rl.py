@@ -11,14 +11,15 @@ from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
-from refine_nb.tasks import Prompts, load_task
-from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, load_model, naive_loss, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer
+from refine_nb.tasks import Item, Prompts, load_task
+from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
 from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
 
 TASK = load_task("s5", 1)
 ITEMS = TASK.sample(50)
 THOUGHTS = thoughts_for(TASK, ITEMS, n_thoughts=3)
+COUNTDOWN, WORDS = load_task("countdown", 2), load_task("word_problems", 1)
 START, END, STOP = THOUGHTS.start, THOUGHTS.end, TASK.vocab["\n"]
 
 
@@ -43,7 +44,7 @@ def written(model, prompt, seed=0):
     return ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(model, prompt), generator=torch.Generator().manual_seed(seed))
 
 
-def questions(n=4, seed=1): return next(Prompts(TASK, n, seed=seed))
+def questions(n=4, seed=1): return next(Questions(TASK, n, seed))
 
 
 def row_logp(model, prompt, ids):
@@ -84,7 +85,7 @@ def test_warm_loss_is_of_what_follows_the_prompt_without_the_start():
 
 
 def test_true_answers_stand_behind_each_thought():
-    model, (prompt, answer) = fresh(), questions()
+    model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     ids, there = with_answer(found, answer, END)
     gains, trunk = answer_logp(Trunk(model, prompt), found, answer, END), Trunk(model, prompt)
@@ -130,7 +131,7 @@ def model_greedy(model, prompt):
 
 
 def test_naive_loss_sends_nothing_to_the_thoughts():
-    model, (prompt, answer) = fresh(), questions()
+    model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     logits = []
     real = thought_rl.branch_logits
@@ -156,7 +157,7 @@ def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters()
 
 
 def test_kl_is_along_the_same_thoughts():
-    model, other, (prompt, _) = fresh(0), fresh(1), questions()
+    model, other, (prompt, *_) = fresh(0), fresh(1), questions()
     found, terms = written(model, prompt), []
     for i in range(4):
         for g in range(3):
@@ -185,7 +186,7 @@ def test_rewards_that_never_vary_stop_the_run():
 
 
 def test_each_corruption_lowers_its_part_of_coherence(trained):
-    prompt, answer = questions(64)
+    prompt, answer, _ = questions(64)
     item_ids = TASK.encode([TASK.item("".join(TASK.vocab.chars[i] for i in p)) for p in prompt.tolist()], worked=True)[1]
     ids = torch.cat([torch.full((64, 1), START), item_ids], 1)[:, None]
     def thoughts_of(ids):
@@ -238,7 +239,7 @@ def test_resumes_bit_for_bit(tmp_path):
             losses.append(row["loss"])
             if len(losses) == stop: raise KeyboardInterrupt
         objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), copy.deepcopy(base), seed=2)
-        try: train(model, objective, Prompts(TASK, 4, seed=0), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
+        try: train(model, objective, Questions(TASK, 4), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
         except KeyboardInterrupt: pass
         return losses, objective.episodes
     whole, broken, again = run(tmp_path / "a"), run(tmp_path / "b", stop=5), run(tmp_path / "b")
@@ -248,7 +249,7 @@ def test_resumes_bit_for_bit(tmp_path):
 def test_golden_losses():
     "Ten steps from a fixed start; a change here is a change of what every recorded run means"
     base = fresh(std=0.1)
-    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), Prompts(TASK, 4, seed=0), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
+    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), Questions(TASK, 4), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
     assert [r["loss"] for r in rows[::3]] == pytest.approx(GOLDEN, abs=2e-3)
 
 
@@ -301,9 +302,10 @@ def test_an_undecided_failure_stops_nothing(tmp_path, trained):
 @pytest.mark.parametrize("act, message", [
     (lambda m: ThoughtRLConfig(reward="rigth"), "did you mean 'right'"), (lambda m: ThoughtRLConfig(baseline="loo"), "no baseline 'loo'"), (lambda m: ThoughtRLConfig(beta=math.nan), "beta is nan"), (lambda m: ThoughtRLConfig(patience=0), "patience is 0"),
     (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
-    (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, TASK.encode(ITEMS[:2], worked=True)), "have a thought in them"),
-    (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, TASK.encode(ITEMS[:2])), "the model itself"),
-    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: thoughts_for(load_task("word_problems", 2), load_task("word_problems", 2).sample(2)), "nothing to think"),
+    (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, (*TASK.encode(ITEMS[:2], worked=True), ITEMS[:2])), "have a thought in them"),
+    (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
+    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: Questions(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(Questions(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
+    (lambda m: right_answers(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
 ])
 def test_bad_input_is_refused(act, message):
     with pytest.raises(ValueError, match=message): act(fresh())
@@ -397,5 +399,77 @@ def test_expected_update_is_the_gradient_of_the_expected_reward(monkeypatch):
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
     exact = gradient((p * (ids.sum(-1) % 5 == 0).float()).sum())
     objective = ThoughtRL(TASK, thoughts, ThoughtRLConfig("right", beta=0.0), seed=1)
-    drawn = -torch.stack([gradient(objective(model, (prompt, answer))[0]) for _ in range(40)]).mean(0)
+    drawn = -torch.stack([gradient(objective(model, (prompt, answer, []))[0]) for _ in range(40)]).mean(0)
     assert (drawn - exact).norm() / exact.norm() < 0.11
+
+
+def decoded(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.tolist())
+
+
+@pytest.mark.parametrize("task", [WORDS, COUNTDOWN, load_task("multiple_choice", (3, 5)), load_task("s5", (1, 3))], ids=lambda t: type(t).__name__)
+def test_warm_start_of_any_task_is_prompt_thought_and_answer(task):
+    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), Questions(task, 12, 5, shift=3)
+    (prompts, answers), (thinking, written) = next(stream)
+    items = again.draw(12)
+    for rows, part, kind in (((prompts, answers), items[:6], "direct"), ((thinking, written), items[6:], "worked")):
+        for prompt, ids, item in zip(*rows, part):
+            text = item.completion() if kind == "direct" else "<" + worked_thought(item) + item.completion()
+            assert decoded(task, prompt).lstrip("\n") == item.prompt and decoded(task, ids).rstrip("\n") + "\n" == text
+    assert thoughts_for(task, items).length == max(len(",".join(i.steps)) for i in items)
+
+
+def test_answers_behind_thoughts_are_checked_as_text_is():
+    item, sums = WORDS.sample(1)[0], COUNTDOWN.item("2 5>7=")
+    number, thought = item.answer, worked_thought(item)
+    cases = {f"<{thought}#### {number}\n": True, f"#### {number}\n": True, f"<{thought}#### {number}": False, f"<{thought}#### {number}1\n": False, f"<#### {number}:#### 1\n": False, f"<{thought}{number}\n": False, "<,,:\n": False, f"<:#### {number}\n\n": True, "<::::": False}
+    more = {"<2+5=7:5+2\n": True, "5+2\n": True, "<5+2:2+2\n": False, "<7:7\n": False}
+    for task, asked, table in ((WORDS, item, cases), (COUNTDOWN, sums, more)):
+        width, symbols = max(map(len, table)), {c: i for i, c in enumerate([*task.vocab.chars, "<"])} | {"<": len(task.vocab)}
+        for text, right in table.items():
+            ids = torch.tensor([[[symbols[c] for c in text.ljust(width, "2")]]])
+            assert right_answers(task, task.encode([asked])[1], ids, [asked]).tolist() == [[right]], text
+
+
+def test_questions_keep_shift_and_resume():
+    keep = lambda item: item.prompt[0] == "a"
+    one, two = Questions(TASK, 8, 3, keep, shift=4), Questions(TASK, 8, 3, keep, shift=4)
+    widths = {next(one)[0].shape[1] for _ in range(30)}
+    two.load_state_dict(one.state_dict())
+    (prompt, _, items), (prompt2, _, items2) = next(one), next(two)
+    assert widths == {7, 8, 9, 10, 11} and torch.equal(prompt, prompt2) and items == items2
+    assert all(i.prompt[0] == "a" for i in items) and [decoded(TASK, p).lstrip("\n") for p in prompt] == [i.prompt for i in items]
+    assert torch.equal(next(Questions(TASK, 8, 3))[0], next(Prompts(TASK, 8, seed=3))[0])
+
+
+def test_nothing_wider_is_let_through():
+    items = load_task("s5", (2, 3)).sample(20)
+    fits = no_wider(items)
+    assert all(map(fits, items)) and fits(TASK.sample(1)[0]) and not fits(load_task("s5", 4).sample(1)[0])
+
+
+def test_coherence_is_logged_once_in_ten_episodes():
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), fresh(1), seed=0)
+    seen = ["rl/coherence" in objective(fresh(), questions(4, seed=i))[1] for i in range(6)]
+    assert seen == [False, False, True, False, True, False] and objective.episodes == 24
+
+
+def test_word_problems_are_judged_and_named(tmp_path):
+    "Both steps on problems whose answer has a line of its own; items too wide for the warm start are left out"
+    short = dict(training=TrainConfig(steps=6, lr=3e-3, warmup=2, checkpoint_every=3), n_layers=1, width=16, batch=6, items=8, progress=False)
+    def stop(row):
+        if row["step"] == 5: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): run_step1_baking(tmp_path / "a", ("word_problems", 1), callbacks=(stop,), **short)
+    broken, whole = run_step1_baking(tmp_path / "a", ("word_problems", 1), **short), run_step1_baking(tmp_path / "b", ("word_problems", 1), **short)
+    assert [r["loss"] for r in broken.rows] == [r["loss"] for r in whole.rows] and all(torch.equal(p, q) for p, q in zip(broken.model.parameters(), whole.model.parameters()))
+    assert whole.found["gsm8k_accuracy"] == whole.found["accuracy_greedy"] and len(whole.rows) == 6
+    with pytest.raises(ValueError, match="another run: direct"): run_step1_baking(tmp_path / "a", ("word_problems", 1), direct=0.25, **short)
+    done = run_step2_rl(tmp_path / "rl", whole.file, ("word_problems", 1), whole.thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
+    assert {"rl/gsm8k_accuracy", "rl/coherence", "rl/attention_logit_max"} <= set(done.rows[-1]) and done.final["gsm8k_accuracy"] == done.final["accuracy_greedy"]
+
+
+def test_questions_wider_than_the_warm_start_are_left_out(tmp_path):
+    task = ("s5", (1, 3))
+    narrow = thinker(load_task(*task), load_task("s5", (1, 2)).sample(50), n_layers=1, width=16)
+    thoughts = thoughts_for(load_task(*task), load_task("s5", (1, 2)).sample(50))
+    result = run_step2_rl(tmp_path, narrow, task, thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=8, items=20, progress=False)
+    assert len(result.rows) == 2
