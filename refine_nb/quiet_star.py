@@ -348,7 +348,9 @@ class QuietSTaR:
         plain = F.cross_entropy(model.head(reading.hidden).flatten(0, 1), batch[:, 1:].flatten())
         loss = plain - said.mixed.mean() - self.read_weight * said.thoughtful.mean() - self.policy_weight * (adv * said.thought.sum(-1)).mean()
         gain = (said.mixed - said.plain).detach()[:, :, 0]
-        return loss, dict(loss_plain=plain.item(), gain=gain.mean().item(), thought_gain=(said.thoughtful.mean(-1) - said.plain).detach()[:, :, 0].mean().item(), mixing=said.weight.detach().sum(-1).mean().item(), thought_entropy=said.entropy.item(), zero_variance=flat.float().mean().item(), generated=ids.numel(), tokens=batch[:, 1:].numel())
+        w = said.weight.detach()
+        used = (w.sum(-1) ** 2 / (w**2).sum(-1)).mean()
+        return loss, dict(loss_plain=plain.item(), thoughts_used=used.item(), gain=gain.mean().item(), thought_gain=(said.thoughtful.mean(-1) - said.plain).detach()[:, :, 0].mean().item(), mixing=said.weight.detach().sum(-1).mean().item(), thought_entropy=said.entropy.item(), zero_variance=flat.float().mean().item(), generated=ids.numel(), tokens=batch[:, 1:].numel())
 
     def state_dict(self) -> dict[str, Tensor]:
         "The random state"

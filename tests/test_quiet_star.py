@@ -321,3 +321,13 @@ def test_places_of_predicted_loss_are_where_the_head_says(feedback):
     assert torch.allclose(predicted_loss(aware)(reading), pred, atol=1e-6) and pred.std() > 0.01
     assert ThoughtInjector("difficulty", 3, predicted_loss(aware))(reading, 6).tolist() == [sorted(row[:6].topk(3).indices.tolist()) for row in pred]
     with pytest.raises(ValueError, match="same vocabulary"): predicted_loss(ConfidenceAwareGPT(GPTConfig(3, context=24)))(reading)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_thoughts_that_weigh_alike_are_all_used(mixing):
+    model, batch = quiet(mixing=mixing), random_ids(2, 12)
+    some = QuietSTaR(seed=0)(model, batch)[1]["thoughts_used"]
+    fresh_head = MixingHead(16, mixing)
+    model.mixing.load_state_dict(fresh_head.state_dict())
+    alike = QuietSTaR(seed=0)(model, batch)[1]["thoughts_used"]
+    assert alike == pytest.approx(3, abs=1e-4) and 1 <= some < 2.99
