@@ -718,7 +718,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'refine_nb.thought_rl.Watch.__init__': ('thought_rl.html#watch.__init__', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._belongs': ('thought_rl.html#_belongs', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._logp_written': ('thought_rl.html#_logp_written', 'refine_nb/thought_rl.py'),
-                                      'refine_nb.thought_rl._rows_so_far': ('thought_rl.html#_rows_so_far', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._validated': ('thought_rl.html#_validated', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._warm': ('thought_rl.html#_warm', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl.answer_logp': ('thought_rl.html#answer_logp', 'refine_nb/thought_rl.py'),

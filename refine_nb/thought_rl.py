@@ -7,7 +7,7 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'PROXIES', 'worked_thou
            'Questions', 'WarmStart', 'right_answers', 'to_end', 'warm_loss', 'compute_reward', 'with_answer',
            'answer_logp', 'direct_logp', 'Coherence', 'CoherenceScorer', 'thought_diversity', 'ThoughtRLConfig',
            'NothingToLearn', 'compute_kl_divergence', 'ThoughtRL', 'naive_loss', 'validate_episode', 'save_model',
-           'load_model', 'TheaterFound', 'Watch', 'Reinforced', 'distinct', 'run_step2_rl', 'Baked', 'run_step1_baking']
+           'load_model', 'TheaterFound', 'Watch', 'Reinforced', 'distinct', 'Baked', 'run_step1_baking', 'run_step2_rl']
 
 # %% ../nbs/16_thought_rl.ipynb #tl0imp
 import copy
@@ -347,12 +347,12 @@ class ThoughtRL:
         self.generator, self.flat_updates, self.episodes, self.recent = torch.Generator(device).manual_seed(seed), 0, 0, []
 
     def __call__(self, model: ContextualGPT, batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
-        prompt, answer = (part.to(model.position.weight.device) for part in batch[:2])
+        prompt, answer, items = (*(part.to(model.position.weight.device) for part in batch[:2]), batch[2])
         if (answer == self.thoughts.end).any(): raise ValueError("these completions have a thought in them: give prompts with their direct answers, Questions(task, batch)")
         if self.reference is model: raise ValueError("the reference is the model itself and would follow it: give a frozen copy, copy.deepcopy(model)")
-        with eval_mode(model): return self.losses(model, prompt, answer, *batch[2:])  # no dropout: the policy that thinks is the policy that learns
+        with eval_mode(model): return self.losses(model, prompt, answer, items)  # no dropout: the policy that thinks is the policy that learns
 
-    def losses(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], answer: Int[Tensor, "b s"], items: list[Item] | None = None) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
+    def losses(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], answer: Int[Tensor, "b s"], items: list[Item]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         "The policy's loss and the penalty"
         trunk = Trunk(model, prompt)
         found = ThoughtGenerator(self.thoughts, answer.shape[1], self.task.vocab["\n"])(trunk, generator=self.generator)
@@ -374,7 +374,7 @@ class ThoughtRL:
         "The thought and its end"
         return found.inside | ((found.ids == self.thoughts.end).cumsum(-1) == 1) & (found.ids == self.thoughts.end)
 
-    def reward(self, trunk: Trunk, found: Thoughts, answer: Int[Tensor, "b s"], items: list[Item] | None = None) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
+    def reward(self, trunk: Trunk, found: Thoughts, answer: Int[Tensor, "b s"], items: list[Item]) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
         "What each thought earned, and whether its answer is right"
         right = right_answers(self.task, answer, found.ids, items)
         if self.cfg.reward == "gain": return answer_logp(trunk, found, answer, self.thoughts.end) - direct_logp(trunk, answer)[:, None], right
@@ -553,57 +553,6 @@ def _belongs(folder: Path, said: dict) -> None:
     write_synced(file, json.dumps(said, indent=1))
 
 
-def _rows_so_far(folder: Path) -> list[dict]:
-    "What was logged before the last checkpoint"
-    found = checkpoints(folder / "checkpoints")
-    return [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else []
-
-
-def run_step2_rl(
-    folder: str | Path,  # gets checkpoints, what they belong to, and the model in `model.safetensors`
-    baked: ContextualGPT | str | Path,  # the warm start, or the file of a saved one
-    task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
-    thoughts: ThoughtConfig,
-    cfg: ThoughtRLConfig = ThoughtRLConfig(),
-    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0),  # its `eval_every` follows from `validate_every`
-    batch: int = 16,  # questions an update; an episode is one question
-    items: int = 200,  # test questions of every validation, and as many others for the last one
-    validate_every: int = 100,  # episodes; at most a tenth of the run
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
-    validator: AntiTheaterValidator | None = AntiTheaterValidator(),
-    callbacks: tuple = (),  # called with each row
-    seed: int = 0,  # of questions and draws
-    progress: bool = True,
-) -> Reinforced:
-    "Reinforce a warm start, with validation and a way back; raises `ValueError` for a warm start of another vocabulary and for a folder of another run"
-    asked, folder = load_task(*task), Path(folder)
-    baked = _warm(baked, asked, task[0])
-    reference, model = copy.deepcopy(baked).requires_grad_(False).eval(), copy.deepcopy(baked).requires_grad_(True)
-    questions = distinct(asked, 2 * items, seed)
-    longest = max(len(i.completion()) for i in questions)
-    fits = lambda i: len(i.prompt) + thoughts.length + 1 + longest <= model.cfg.context and len(i.completion()) <= longest
-    questions = [i for i in questions if fits(i)] or questions  # a few may be wider than any that the warm start was built for
-    thoughts.check(model.cfg, max(len(i.prompt) for i in questions), longest)
-    objective = ThoughtRL(asked, thoughts, cfg, reference, seed, str(model.position.weight.device))
-    training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
-    _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.contiguous() for k, v in baked.state_dict().items()})).hexdigest()))
-    good, rows, stopped = folder / "model.safetensors", _rows_so_far(folder), ""
-    if not good.exists(): save_model(good, model, task, thoughts)
-    watch = Watch(lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), objective, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts))
-    judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
-    passed = True
-    try: train(model, objective, Questions(asked, batch, seed, fits), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=(optimizer or (lambda m: adamw(m, training)))(model), progress=progress)
-    except NothingToLearn as why: stopped = str(why)
-    except TheaterFound as why: stopped, passed = str(why), False
-    if passed:  # the state at the end, unless it fails now
-        report = validator(judge_last(model)[1]) if validator else None
-        if report and report.decided_failures: stopped = str(TheaterFound(report, objective.episodes))
-        else: save_model(good, model, task, thoughts)
-    kept, *_ = load_model(good)
-    final, evidence = judge_last(kept.to(model.position.weight.device))
-    return Reinforced(kept, rows, final, (validator or AntiTheaterValidator())(evidence), stopped)
-
-
 class Baked(NamedTuple):
     "What `run_step1_baking` returns"
 
@@ -638,10 +587,55 @@ def run_step1_baking(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = thinker(asked, widest, n_layers, width)
-    rows = _rows_so_far(folder)
-    train(model, warm_loss, WarmStart(asked, batch, direct, canned, seed, no_wider(widest)), training, callbacks=(rows.append, *callbacks), checkpoint_dir=folder / "checkpoints", progress=progress)
+    rows = train(model, warm_loss, WarmStart(asked, batch, direct, canned, seed, no_wider(widest)), training, callbacks=callbacks, checkpoint_dir=folder / "checkpoints", progress=progress)
     file = save_model(folder / "model.safetensors", model, task, thoughts)
     return Baked(file, model, thoughts, rows, validate_episode(model, model, asked, thoughts, questions, seed)[0])
+
+
+def run_step2_rl(
+    folder: str | Path,  # gets checkpoints, what they belong to, and the model in `model.safetensors`
+    baked: ContextualGPT | str | Path,  # the warm start, or the file of a saved one
+    task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
+    thoughts: ThoughtConfig,
+    cfg: ThoughtRLConfig = ThoughtRLConfig(),
+    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0),  # its `eval_every` follows from `validate_every`
+    batch: int = 16,  # questions an update; an episode is one question
+    items: int = 200,  # test questions of every validation, and as many others for the last one
+    validate_every: int = 100,  # episodes; at most a tenth of the run
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
+    validator: AntiTheaterValidator | None = AntiTheaterValidator(),
+    callbacks: tuple = (),  # called with each row
+    seed: int = 0,  # of questions and draws
+    progress: bool = True,
+) -> Reinforced:
+    "Reinforce a warm start, with validation and a way back; raises `ValueError` for a warm start of another vocabulary and for a folder of another run"
+    asked, folder = load_task(*task), Path(folder)
+    baked = _warm(baked, asked, task[0])
+    reference, model = copy.deepcopy(baked).requires_grad_(False).eval(), copy.deepcopy(baked).requires_grad_(True)
+    questions = distinct(asked, 2 * items, seed)
+    longest = max(len(i.completion()) for i in questions)
+    fits = lambda i: len(i.prompt) + thoughts.length + 1 + longest <= model.cfg.context and len(i.completion()) <= longest
+    questions = [i for i in questions if fits(i)] or questions  # a few may be wider than any that the warm start was built for
+    thoughts.check(model.cfg, max(len(i.prompt) for i in questions), longest)
+    objective = ThoughtRL(asked, thoughts, cfg, reference, seed, str(model.position.weight.device))
+    training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
+    _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.contiguous() for k, v in baked.state_dict().items()})).hexdigest()))
+    good, found, stopped = folder / "model.safetensors", checkpoints(folder / "checkpoints"), ""
+    rows = [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else []  # what `train` returns is lost when it stops early
+    if not good.exists(): save_model(good, model, task, thoughts)
+    watch = Watch(lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), objective, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts))
+    judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
+    passed = True
+    try: train(model, objective, Questions(asked, batch, seed, fits), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=(optimizer or (lambda m: adamw(m, training)))(model), progress=progress)
+    except NothingToLearn as why: stopped = str(why)
+    except TheaterFound as why: stopped, passed = str(why), False
+    if passed:  # the state at the end, unless it fails now
+        report = validator(judge_last(model)[1]) if validator else None
+        if report and report.decided_failures: stopped = str(TheaterFound(report, objective.episodes))
+        else: save_model(good, model, task, thoughts)
+    kept, *_ = load_model(good)
+    final, evidence = judge_last(kept.to(model.position.weight.device))
+    return Reinforced(kept, rows, final, (validator or AntiTheaterValidator())(evidence), stopped)
 
 
 def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str) -> ContextualGPT:

@@ -468,8 +468,21 @@ def test_word_problems_are_judged_and_named(tmp_path):
 
 
 def test_questions_wider_than_the_warm_start_are_left_out(tmp_path):
-    task = ("s5", (1, 3))
+    task = ("s5", (1, 4))
     narrow = thinker(load_task(*task), load_task("s5", (1, 2)).sample(50), n_layers=1, width=16)
     thoughts = thoughts_for(load_task(*task), load_task("s5", (1, 2)).sample(50))
     result = run_step2_rl(tmp_path, narrow, task, thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=8, items=20, progress=False)
     assert len(result.rows) == 2
+
+
+def test_coherence_is_that_of_each_row():
+    "Mean log-probability of the thought's characters alone; the answer's gain a character"
+    model, reference, (prompt, answer, _) = fresh(0, std=0.1), fresh(1, std=0.1), questions()
+    found = written(model, prompt)
+    score = CoherenceScorer(reference, END)(model, prompt, found, answer)
+    for i in range(4):
+        for g in range(3):
+            e, inside = found.ids[i, g].tolist().index(END) + 1, found.inside[i, g]
+            known = row_logp(reference, prompt[i], found.ids[i, g])[inside].mean().exp() if inside.any() else torch.tensor(0.0)
+            gain = row_logp(model, prompt[i], torch.cat([found.ids[i, g, :e], answer[i]]))[e:].sum() - row_logp(model, prompt[i], answer[i]).sum()
+            assert torch.allclose(score.syntactic[i, g], known, atol=1e-4) and torch.allclose(score.predictive[i, g], (gain / 6).sigmoid(), atol=1e-4)
