@@ -222,13 +222,19 @@ def test_diversity():
     assert thought_diversity(Thoughts(ids, inside, inside, torch.ones(1, 3, dtype=torch.bool))) == pytest.approx(2 / 3)
 
 
-def test_validation_tells_what_checking_each_answer_tells(trained):
+def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
+    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "proxy")
     items = TASK.sample(40, split="test")
     found, evidence = validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)
     direct = [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.direct)]
     assert evidence.right_without.tolist() == direct and found["accuracy_direct"] == pytest.approx(sum(direct) / 40)
     assert evidence.right_with.tolist() == [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.thoughtful)]
     assert validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
+    assert found["proxy"] == found["accuracy_greedy"] != found["accuracy_sampled"]
+    prompt = TASK.encode(items)[0]
+    read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
+    largest = [trained.attention_logit_max(row[None, : trained.cfg.context]).max().item() for row in read]
+    assert found["attention_logit_max"] == pytest.approx(max(largest)) and max(largest) > trained.attention_logit_max(prompt).max() + 1e-3
 
 
 def test_resumes_bit_for_bit(tmp_path):
@@ -451,6 +457,9 @@ def test_coherence_is_logged_once_in_ten_episodes():
     objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), fresh(1), seed=0)
     seen = ["rl/coherence" in objective(fresh(), questions(4, seed=i))[1] for i in range(6)]
     assert seen == [False, False, True, False, True, False] and objective.episodes == 24
+    objective, model, (prompt, answer, items) = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), fresh(1), seed=0), fresh(), questions(12)
+    score = CoherenceScorer(fresh(1), END)(model, prompt, written(model, prompt), answer).composite
+    assert objective(model, (prompt, answer, items))[1]["rl/coherence"] == pytest.approx(score[:, 0].mean().item(), abs=1e-5) and abs(score[:, 0].mean() - score.mean()) > 1e-3
 
 
 def test_word_problems_are_judged_and_named(tmp_path):
@@ -459,12 +468,19 @@ def test_word_problems_are_judged_and_named(tmp_path):
     def stop(row):
         if row["step"] == 5: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): run_step1_baking(tmp_path / "a", ("word_problems", 1), callbacks=(stop,), **short)
-    broken, whole = run_step1_baking(tmp_path / "a", ("word_problems", 1), **short), run_step1_baking(tmp_path / "b", ("word_problems", 1), **short)
+    broken = run_step1_baking(tmp_path / "a", ("word_problems", 1), **short)
+    torch.manual_seed(3)  # of the session: of no account
+    whole = run_step1_baking(tmp_path / "b", ("word_problems", 1), **short)
     assert [r["loss"] for r in broken.rows] == [r["loss"] for r in whole.rows] and all(torch.equal(p, q) for p, q in zip(broken.model.parameters(), whole.model.parameters()))
     assert whole.found["gsm8k_accuracy"] == whole.found["accuracy_greedy"] and len(whole.rows) == 6
     with pytest.raises(ValueError, match="another run: direct"): run_step1_baking(tmp_path / "a", ("word_problems", 1), direct=0.25, **short)
     done = run_step2_rl(tmp_path / "rl", whole.file, ("word_problems", 1), whole.thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
     assert {"rl/gsm8k_accuracy", "rl/coherence", "rl/attention_logit_max"} <= set(done.rows[-1]) and done.final["gsm8k_accuracy"] == done.final["accuracy_greedy"]
+
+
+def test_warm_start_has_room_for_more_than_the_questions_that_judge_it(tmp_path):
+    done = run_step1_baking(tmp_path, ("s5", (1, 6)), training=TrainConfig(steps=1, lr=1e-3, warmup=0), n_layers=1, width=16, batch=4, items=1, progress=False)
+    assert done.thoughts.length == max(len(worked_thought(i)) for i in load_task("s5", 6).sample(5)) - 1
 
 
 def test_questions_wider_than_the_warm_start_are_left_out(tmp_path):
