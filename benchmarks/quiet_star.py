@@ -7,19 +7,29 @@ from there; "one after another" reads the growing row again for every character.
 thoughts after 64 prompts in one batch with its own cache, a GPT-2 of the same shape: it has no thoughts at every position of one text.
 """
 
+import copy
 import json
 import os
+import resource
+import subprocess
 import sys
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
 
 import torch
+from safetensors.torch import save_file
 from speed import limits, machine_facts, median, ratio, rounds
 
 from refine_nb.branches import Trunk, generate
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters
-from refine_nb.quiet_star import QuietConfig, QuietGPT, Reading, ThoughtConfig, ThoughtGenerator, think, thought_logp
+from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, think, thought_logp
+from refine_nb.tasks import load_task
+from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig, thoughts_for
+from refine_nb.train import TrainConfig, adamw, cross_entropy, update
 
 torch.set_num_threads(1)
 OUT = Path(__file__).with_suffix(".json")
@@ -81,10 +91,42 @@ def after_questions(n: int) -> dict:
 
 
 def published_size() -> dict:
-    "Parameters and bytes of a model of about 25 million parameters, plain and with a mixing head"
-    shape = dict(n_symbols=67, context=256, n_layers=8, n_heads=8, width=512)
-    plain, quiet = ContextualGPT(GPTConfig(**shape)), QuietGPT(QuietConfig(**shape, thoughts=CFG))
-    return {name: dict(parameters=n_parameters(m), checkpoint_mb=4 * n_parameters(m) / 1e6) for name, m in (("plain", plain), ("with a mixing head", quiet))}
+    "A model of about 25 million parameters: its file, and the memory of a process that updates it"
+    with tempfile.TemporaryDirectory() as folder:
+        models = {"plain": ContextualGPT(GPTConfig.preset("gpu", 67)), "with a mixing head": QuietGPT(QuietConfig(**vars(GPTConfig.preset("gpu", 67)), thoughts=CFG))}
+        files = {name: dict(parameters=n_parameters(m), file_mb=saved_mb(m, Path(folder) / "m.safetensors")) for name, m in models.items()}
+    updates = []
+    for what, batch in (("plain", 16), ("reward", 1), ("reward", 4), ("reward", 16), ("text", 1), ("text", 2)):
+        done = subprocess.run([sys.executable, "-W", "ignore", __file__, what, str(batch)], capture_output=True, text=True)
+        if done.returncode: raise RuntimeError(f"{what} {batch}: {done.stderr[-2000:]}")
+        updates.append(json.loads(done.stdout.splitlines()[-1]))
+    return dict(files=files, updates=updates)
+
+
+def saved_mb(model, file: Path) -> float:
+    "Megabytes of a model's weights in a file"
+    save_file(model.state_dict(), file)
+    return file.stat().st_size / 1e6
+
+
+def updated(what: str, batch: int) -> dict:
+    "Two updates with AdamW of the published size, in this process: its peak memory and the CPU seconds of the second"
+    task, training = load_task("s5", 10), TrainConfig(steps=2, lr=1e-4, warmup=1)
+    items, generator = task.sample(batch, 0), torch.Generator().manual_seed(0)
+    if what == "reward":
+        thoughts = thoughts_for(task, items)
+        model = ContextualGPT(GPTConfig.preset("gpu", len(task.vocab) + 1))
+        objective, data = ThoughtRL(task, thoughts, ThoughtRLConfig("gain"), copy.deepcopy(model).requires_grad_(False)), (*task.encode(items), items)
+    else:
+        shape = vars(GPTConfig.preset("gpu", 67))
+        model, objective = (ContextualGPT(GPTConfig(**shape)), cross_entropy) if what == "plain" else (QuietGPT(QuietConfig(**shape, thoughts=replace(CFG, n_thoughts=2, length=8, temperature=1.0))), QuietSTaR())
+        data = torch.randint(65, (batch, 49), generator=generator)
+    optimizer = adamw(model, training)
+    for _ in range(2):
+        started = time.process_time()
+        update(model, objective, [data], optimizer, training.lr, training.clip)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (30 if sys.platform == "darwin" else 20)
+    return dict(what=what, batch=batch, n_parameters=n_parameters(model), peak_gib=peak, cpu_seconds=time.process_time() - started)
 
 
 def main(n: int) -> None:
@@ -93,4 +135,4 @@ def main(n: int) -> None:
     OUT.write_text(json.dumps(result, indent=1) + "\n")
 
 
-if __name__ == "__main__": main(int(sys.argv[1]) if sys.argv[1:] else 9)
+if __name__ == "__main__": print(json.dumps(updated(sys.argv[1], int(sys.argv[2])))) if sys.argv[2:] else main(int(sys.argv[1]) if sys.argv[1:] else 9)

@@ -9,13 +9,17 @@ __all__ = ['QUINTIC', 'PRESETS', 'newton_schulz', 'grokfast', 'muon_update', 'Lo
 # %% ../nbs/13_mugrokfast.ipynb #mg0imp
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+from torch.overrides import TorchFunctionMode
 
 from .gpt import Attention, ContextualGPT
 from .runs import nearest
@@ -62,25 +66,64 @@ def muon_update(
     return newton_schulz(g.lerp(momentum, beta).bfloat16()).to(g.dtype).mul_(scale)
 
 # %% ../nbs/13_mugrokfast.ipynb #mg4
+class _Looking(TorchFunctionMode):
+    "Shows the logits of every softmax of attention that is taken meanwhile"
+
+    def __init__(self, show: Callable):
+        super().__init__()
+        self.show = show
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention: self.show(_visible_logits(*args, **kwargs or {}))
+        elif func is Tensor.softmax: self.show(args[0].detach())
+        return func(*args, **kwargs or {})
+
+
+@torch.no_grad()
+def _visible_logits(
+    q: Float[Tensor, "b h t k"],
+    k: Float[Tensor, "b h s k"],
+    v: Float[Tensor, "b h s k"],  # of no account
+    attn_mask: Tensor | None = None,  # what is visible (Boolean), or what is added
+    is_causal: bool = False,
+) -> Float[Tensor, "b h t s"]:
+    "What `F.scaled_dot_product_attention` takes the softmax of"
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    if is_causal: attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
+    if attn_mask is None: return logits
+    return logits.masked_fill_(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
+
+
 class LogitWatch:
-    "The largest causal attention logit of every head, over the passes with gradients since the last `reset`"
+    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
         if not self.attentions: raise ValueError(f"a {type(model).__name__} has no attention whose logits could be clipped: use qk_clip_threshold=0")
-        for i, attention in enumerate(self.attentions): attention.register_forward_pre_hook(lambda module, args, i=i: self.see(i, module, args[0]))
+        for i, attention in enumerate(self.attentions):
+            attention.register_forward_pre_hook(lambda module, args, i=i: self.begin(i, module))
+            attention.register_forward_hook(lambda module, args, out: self.end(), always_call=True)  # no bound methods: a deep copy of the model would copy the watch
+        self.looking = None
         self.reset()
+
+    def begin(self, i: int, attention: Attention) -> None:
+        "Look on, unless this is a copy of the model, which is only judged"
+        if attention is not self.attentions[i] or not torch.is_grad_enabled(): return
+        self.looking = _Looking(partial(self.see, i))
+        self.looking.__enter__()
+
+    def end(self) -> None:
+        "Look away"
+        if self.looking: self.looking.__exit__(None, None, None)
+        self.looking = None
 
     def reset(self) -> None:
         "Forget what was seen"
         self.largest = [None] * len(self.attentions)
 
-    def see(self, i: int, attention: Attention, x: Float[Tensor, "b t d"]) -> None:
-        "Keep the maximum of q·k/√k over rows and past positions, by head; a copy of the model that is judged is not looked at"
-        if attention is not self.attentions[i] or not torch.is_grad_enabled(): return
-        q, k, _ = (z.detach() for z in attention.heads(x.detach()))
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
-        most = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill_(future, -torch.inf).amax((0, 2, 3))
+    def see(self, i: int, logits: Float[Tensor, "b h *n"]) -> None:
+        "Keep the maximum by head"
+        most = logits.amax([d for d in range(logits.ndim) if d != 1])
         self.largest[i] = most if self.largest[i] is None else torch.maximum(self.largest[i], most)
 
 

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from refine_nb.branches import Trunk, branch_logits
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
+from refine_nb.quiet_star import Forks, Reading
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trm import RecursiveGPT, TRMConfig
 
@@ -165,6 +167,47 @@ def test_the_watch_sees_what_attention_sees():
     model(text), model(ids(5, 12, seed=7))
     both = torch.maximum(model.attention_logit_max(text), model.attention_logit_max(ids(5, 12, seed=7)))
     assert torch.allclose(torch.stack(watch.largest), both, rtol=1e-5)
+
+
+def by_hand(model, rows, asked):
+    "The largest logit of every layer's heads over whole rows read plainly; in each layer only the queries of `asked`"
+    out, x = [], model.embed(rows)
+    for layer, block in enumerate(model.blocks):
+        q, k, _ = block.attention.heads(block.norm1(x))
+        logits = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(torch.ones(rows.shape[1], rows.shape[1]).triu(1).bool(), -math.inf)
+        out.append(logits[:, :, asked(layer)].amax((0, 2, 3)))
+        x = block(x)
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_watch_sees_trunks_and_branches(seed):
+    "Every branch in a row of its own; a trunk asks only its last position in its last layer"
+    model, prefix, branches = loud(tiny()), ids(3, 6, seed=seed), ids(3 * 2, 5, seed=seed + 50).unflatten(0, (3, 2))
+    watch = LogitWatch(model)
+    branch_logits(Trunk(model, prefix), branches)
+    rows = torch.cat([prefix[:, None].expand(3, 2, 6), branches[..., :-1]], -1).flatten(0, 1)
+    with torch.no_grad(): seen = by_hand(model, rows, lambda layer: slice(5 if layer + 1 == len(model.blocks) else 0, None))
+    assert torch.allclose(torch.stack(watch.largest), seen, rtol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_watch_sees_thoughts_inside_a_text(seed):
+    "A text, and branches after each of its positions, against the text and every branch in a row of its own"
+    model, text, branches = loud(tiny()), ids(2, 6, seed=seed), ids(2 * 6, 4, seed=seed + 50).unflatten(0, (2, 6))
+    watch = LogitWatch(model)
+    Forks(Reading(model, text), torch.arange(6).expand(2, 6))(branches)
+    with torch.no_grad(): seen = [by_hand(model, text, lambda _: slice(None))] + [by_hand(model, torch.cat([text[:, : p + 1], branches[:, p]], 1), lambda _: slice(None)) for p in range(6)]
+    assert torch.allclose(torch.stack(watch.largest), torch.stack(seen).amax(0), rtol=1e-5)
+
+
+def test_a_failing_pass_leaves_no_watch_behind():
+    model = tiny()
+    watch = LogitWatch(model)
+    with pytest.raises(Exception): model.blocks[0].attention(torch.randn(2, 3, 7))
+    before = watch.largest[0]
+    ids(2, 4).float().requires_grad_().softmax(-1)
+    assert watch.looking is None and watch.largest[0] is before
 
 
 def test_only_passes_with_gradients_are_watched():
