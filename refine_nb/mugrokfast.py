@@ -10,6 +10,7 @@ __all__ = ['QUINTIC', 'PRESETS', 'newton_schulz', 'grokfast', 'muon_update', 'Lo
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -103,19 +104,17 @@ class LogitWatch:
         for i, attention in enumerate(self.attentions):
             attention.register_forward_pre_hook(lambda module, args, i=i: self.begin(i, module))
             attention.register_forward_hook(lambda module, args, out: self.end(), always_call=True)  # no bound methods: a deep copy of the model would copy the watch
-        self.looking = None
+        self.looking = ExitStack()
         self.reset()
 
     def begin(self, i: int, attention: Attention) -> None:
         "Look on, unless this is a copy of the model, which is only judged"
         if attention is not self.attentions[i] or not torch.is_grad_enabled(): return
-        self.looking = _Looking(partial(self.see, i))
-        self.looking.__enter__()
+        self.looking.enter_context(_Looking(partial(self.see, i)))
 
     def end(self) -> None:
         "Look away"
-        if self.looking: self.looking.__exit__(None, None, None)
-        self.looking = None
+        self.looking.close()
 
     def reset(self) -> None:
         "Forget what was seen"
