@@ -89,7 +89,7 @@ def select(
         if not fits.any(): raise Open(f"no run yet: {nearest(name, value, map(str, every[name].dropna().unique()))}")
         table = table[fits[table.index]]
     if "seed" in names: table = table.set_index("seed", drop=False).sort_index()
-    free = sorted(n for n in names - {"seed"} if table[n].nunique(dropna=False) > 1)
+    free = sorted(n for n in names - {"seed"} if table[n].nunique(dropna=False) > 1 and not table[n].astype(str).str.startswith("run:").all())  # every random seed builds on a run of its own
     if free: raise CardError(f"{card['id']}: scope and arm leave open which {', '.join(free)} is meant: {wanted} fits {len(table)} runs")
     twice = table.index[table.index.duplicated()]
     if len(twice): raise CardError(f"{card['id']}: {wanted} fits more than one run with the random seed {twice[0]}")

@@ -61,7 +61,7 @@ def smoke_sweep(notebook: Path) -> dict:
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
     wanted, runs = set(), []
     for entry in entries:
-        lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized}
+        lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized and not isinstance(v, dict)}  # no run of this size has what another one could build on
         for i in range(max(map(len, lists.values()), default=1)):  # all lists side by side, the last value of a shorter one again
             run = {k: v[min(i, len(v) - 1)] for k, v in lists.items()} | {"preset": "smoke"} | text
             if not ways(declared.defaults | run) - wanted: continue
