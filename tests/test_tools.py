@@ -97,7 +97,7 @@ def test_every_value_of_a_sweep_file_is_in_some_smoke_run(monkeypatch, tmp_path)
     monkeypatch.setattr(check, "ROOT", tmp_path)
     cell = nbformat.v4.new_code_cell("preset = 'cpu'\nseed = 0\nlr = 0.1\nkind = 'a'\nbeta = 0.0\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
-    (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b, c], beta: [0.1, 0.2]}\n")
+    (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b, c], beta: [0.1, 0.2], start: {sweep: other, where: {}}}\n")
     small = {"preset": "smoke"}
     assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "a", "beta": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.2} | small, {"seed": 3, "kind": "c", "beta": 0.2} | small]
 
