@@ -2,7 +2,7 @@
 
     with WandbLog(config=run.params, folder=folder) as log:
         result = run_step2_rl(folder, baked, task, thoughts, callbacks=(log,))
-        log.artifact(folder / "model", "thinker")
+        log.artifact(folder / "model.safetensors", "thinker")
 
 Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run whenever its owner wants it sent.
 """
@@ -20,7 +20,7 @@ class WandbLog:
         config: Mapping[str, object] | None = None,  # parameters of the run
         folder: str | Path = ".",  # gets the folder `wandb`
         mode: str = "offline",  # or "online", "disabled"
-        prefix: str = "rl/",  # before names that have none and are not the loop's
+        prefix: str = "rl/",  # before names that have none
         **settings,  # of `wandb.init`
     ):
         try: import wandb
@@ -35,13 +35,13 @@ class WandbLog:
 
     def artifact(
         self,
-        folder: str | Path,  # a saved model
+        path: str | Path,  # a saved model, a file or a folder
         name: str,
     ) -> None:
         "Keep a saved model with the run"
-        if not Path(folder).is_dir(): raise FileNotFoundError(f"{folder} is no folder: save the model there first")
+        if not Path(path).exists(): raise FileNotFoundError(f"{path} does not exist: save the model there first")
         artifact = self.wandb.Artifact(name, type="model")
-        artifact.add_dir(str(folder))
+        (artifact.add_dir if Path(path).is_dir() else artifact.add_file)(str(path))
         self.run.log_artifact(artifact)
 
     def __enter__(self): return self

@@ -173,7 +173,7 @@ def test_advantages(baseline):
     reward = torch.tensor([[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
     adv, flat = objective.advantage(reward)
     third = {"leave_one_out": [1.0, -0.5, -0.5], "mean": [2 / 3, -1 / 3, -1 / 3], "none": [1.0, 0.0, 0.0]}[baseline]
-    assert torch.allclose(adv[0], torch.tensor(third)) and flat.tolist() == [False, True] and (adv[1] == float(baseline == "none")).all()
+    assert torch.allclose(adv[0], torch.tensor(third)) and flat.tolist() == [False, baseline != "none"] and objective.advantage(0 * reward)[1].all() and (adv[1] == float(baseline == "none")).all()
 
 
 def test_rewards_that_never_vary_stop_the_run():
@@ -292,11 +292,28 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
         weights.append(model.token.weight.detach().clone())
         return real(folder, model, *rest)
     thought_rl.save_model = keep
-    try: result = small(tmp_path, trained, validator=validator)
+    heard = []
+    try: result = small(tmp_path, trained, validator=validator, callbacks=(heard.append,))
     finally: thought_rl.save_model = real
     assert "ablation decidedly failed" in result.stopped and validator.calls == 4 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
-    assert len(result.rows) < 12
+    assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
+
+
+def test_tests_for_theater_come_when_they_would_have_come_without_a_stop(tmp_path, trained):
+    def stop(row):
+        if row["step"] == 8: raise KeyboardInterrupt
+    def tested(rows): return [r["step"] for r in rows if "rl/anti_theater_ablation" in r]
+    long = dict(training=TrainConfig(steps=40, lr=1e-3, warmup=2, checkpoint_every=7), validate_every=12)  # validated every 12 episodes, tested every 16
+    whole = small(tmp_path / "a", trained, **long)
+    with pytest.raises(KeyboardInterrupt): small(tmp_path / "b", trained, **long, callbacks=(stop,))
+    assert tested(small(tmp_path / "b", trained, **long).rows) == tested(whole.rows) == [6, 9, 12, 18, 21, 24, 30, 33, 36, 40]
+
+
+def test_one_thought_learns_without_a_baseline():
+    objective, model = ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig("gain", "none", beta=0.0, patience=2)), fresh()
+    for i in range(4): objective(model, questions(4, i))[0].backward()
+    assert model.token.weight.grad.norm() > 0 and objective.flat_updates == 0
 
 
 def test_an_undecided_failure_stops_nothing(tmp_path, trained):

@@ -13,7 +13,8 @@ def fake(monkeypatch):
     told = []
     class Artifact:
         def __init__(self, name, type): self.said = (name, type)
-        def add_dir(self, folder): self.said += (folder,)
+        def add_dir(self, folder): self.said += ("folder", folder)
+        def add_file(self, file): self.said += ("file", file)
     run = types.SimpleNamespace(log=lambda row, step: told.append(("log", step, row)), log_artifact=lambda a: told.append(("artifact", *a.said)), finish=lambda exit_code: told.append(("finish", exit_code)))
     module = types.ModuleType("wandb")
     module.init, module.Artifact = (lambda **kw: told.append(("init", kw)) or run), Artifact
@@ -25,10 +26,12 @@ def test_rows_keep_their_names(fake, tmp_path):
     with WandbLog(config={"seed": 1}, folder=tmp_path) as log:
         log({"step": 3, "reward": 0.5, "rl/coherence": 0.7, "val_accuracy_greedy": 0.9, "words": "no number"})
         log.artifact(tmp_path, "thinker")
+        (tmp_path / "model.safetensors").write_text("")
+        log.artifact(tmp_path / "model.safetensors", "thinker")
         with pytest.raises(FileNotFoundError, match="save the model"): log.artifact(tmp_path / "none", "thinker")
     assert fake[0] == ("init", dict(project="refine_nb", config={"seed": 1}, dir=str(tmp_path), mode="offline"))
     assert fake[1] == ("log", 3, {"rl/reward": 0.5, "rl/coherence": 0.7, "val_accuracy_greedy": 0.9})
-    assert fake[2:] == [("artifact", "thinker", "model", str(tmp_path)), ("finish", 0)]
+    assert fake[2:] == [("artifact", "thinker", "model", "folder", str(tmp_path)), ("artifact", "thinker", "model", "file", str(tmp_path / "model.safetensors")), ("finish", 0)]
 
 
 def test_a_failed_run_says_so(fake, tmp_path):
@@ -43,9 +46,8 @@ def test_without_the_package_the_error_names_the_extra(monkeypatch):
 
 def test_a_real_offline_run(tmp_path):
     pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "thinker.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_text("{}")
     with WandbLog(folder=tmp_path) as log:
         log({"step": 1, "reward": 0.5})
-        log.artifact(tmp_path / "model", "thinker")
+        log.artifact(tmp_path / "model.safetensors", "thinker")
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
