@@ -1,5 +1,6 @@
 """The three tests for theater: distances against recursion, intervals against resampling by hand, and what decides nothing"""
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_edit_distance_is_that_of_the_definition(seed):
     rng = np.random.default_rng(seed)
     a, b = ("".join(rng.choice(list("abc"), rng.integers(0, 8))) for _ in range(2))
     assert edit_distance(a, b) == edit_distance(b, a) == by_recursion(a, b)
-    assert divergence(a, b) == by_recursion(a, b) / max(len(a), len(b), 1)
+    assert divergence(a, b) == by_recursion(a, b) / max(len(a), len(b), 1) and divergence("", "") == 0
 
 
 def test_divergence_is_of_the_first_hundred():
@@ -59,13 +60,21 @@ def test_a_decided_verdict_needs_the_whole_interval(low, high, verdict):
     seen = evidence(400)
     assert ablation_test(seen, low).verdict == correlation_test(seen, low).verdict == verdict
     middle = ablation_test(seen).value
+    for test in (ablation_test, correlation_test): assert test(seen, (test(seen).low + test(seen).value) / 2).verdict == test(seen, (test(seen).high + test(seen).value) / 2).verdict == "undecided"
     assert ablation_test(seen, middle).verdict == "undecided" and not ablation_test(seen, middle).passed and ablation_test(seen, middle - 1e-9).passed
 
 
-@pytest.mark.parametrize("change, why", [(dict(n=199), "199"), (dict(n=400, with_=0.03), "20 of each"), (dict(n=400, with_=1.1), "varies")])
+@pytest.mark.parametrize("change, why", [(dict(n=199), "199"), (dict(n=400, with_=0.03), "20 of each"), (dict(n=400, with_=0.97), "20 of each"), (dict(n=400, with_=1.1), "varies")])
 def test_too_little_decides_no_correlation(change, why):
     found = correlation_test(evidence(**change))
     assert found.verdict == "undecided" and why in found.why and math.isnan(found.low)
+
+
+def test_a_score_or_an_outcome_that_never_varies_has_no_correlation():
+    seen = evidence(400)
+    found = correlation_test(replace(seen, coherence=torch.full((400,), 0.5)))
+    assert found.verdict == "undecided" and "varies" in found.why and math.isnan(found.low)
+    assert math.isnan(pearson(np.arange(3.0), np.ones(3))) and math.isnan(pearson(np.ones(3), np.arange(3.0)))
 
 
 def test_too_few_items_decide_nothing():
@@ -86,11 +95,11 @@ def test_names_in_the_log():
 
 def test_thresholds_can_be_changed_by_name():
     seen = evidence(300)
-    assert AntiTheaterValidator({"divergence": 0.99})(seen).decided_failures == ["divergence"] and AntiTheaterValidator()(seen).decided_failures == []
+    assert all(AntiTheaterValidator({name: 0.99})(seen).decided_failures == [name] for name in THRESHOLDS) and AntiTheaterValidator()(seen).decided_failures == []
     with pytest.raises(ValueError, match="did you mean 'divergence'"): AntiTheaterValidator({"divergance": 0.1})
 
 
-@pytest.mark.parametrize("change, message", [(dict(thoughtful=["a"]), "different numbers"), (dict(coherence=torch.tensor([0.5, math.nan])), "a coherence is nan"), (dict(coherence=torch.tensor([0.5, -0.1])), "coherence is -0.1")])
+@pytest.mark.parametrize("change, message", [(dict(thoughtful=["a"]), "different numbers"), (dict(coherence=torch.tensor([0.5, math.nan])), "a coherence is nan"), (dict(coherence=torch.tensor([0.5, -0.1])), "coherence is -0.1"), (dict(coherence=torch.tensor([0.5, 1.1])), "coherence is 1.1"), (dict(direct=[], thoughtful=[], right_without=torch.ones(0), right_with=torch.ones(0), coherence=torch.ones(0)), "on none")])
 def test_evidence_that_does_not_belong_together_is_refused(change, message):
     fine = dict(direct=["a", "b"], thoughtful=["c", "d"], right_without=torch.tensor([True, False]), right_with=torch.tensor([True, True]), coherence=torch.tensor([0.2, 0.4]))
     with pytest.raises(ValueError, match=message): Evidence(**fine | change)
