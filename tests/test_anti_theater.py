@@ -99,7 +99,7 @@ def test_thresholds_can_be_changed_by_name():
     with pytest.raises(ValueError, match="did you mean 'divergence'"): AntiTheaterValidator({"divergance": 0.1})
 
 
-@pytest.mark.parametrize("change, message", [(dict(thoughtful=["a"]), "different numbers"), (dict(coherence=torch.tensor([0.5, math.nan])), "a coherence is nan"), (dict(coherence=torch.tensor([0.5, -0.1])), "coherence is -0.1"), (dict(coherence=torch.tensor([0.5, 1.1])), "coherence is 1.1"), (dict(direct=[], thoughtful=[], right_without=torch.ones(0), right_with=torch.ones(0), coherence=torch.ones(0)), "on none")])
+@pytest.mark.parametrize("change, message", [(dict(thoughtful=["a"]), "different numbers"), (dict(coherence=torch.tensor([0.5, math.nan])), "a coherence is nan"), (dict(coherence=torch.tensor([0.5, -0.1])), "coherence is -0.1"), (dict(coherence=torch.tensor([0.5, 1.1])), "coherence is 1.1"), (dict(direct=[], thoughtful=[], right_without=torch.ones(0, dtype=bool), right_with=torch.ones(0, dtype=bool), coherence=torch.ones(0)), "on none")])
 def test_evidence_that_does_not_belong_together_is_refused(change, message):
     fine = dict(direct=["a", "b"], thoughtful=["c", "d"], right_without=torch.tensor([True, False]), right_with=torch.tensor([True, True]), coherence=torch.tensor([0.2, 0.4]))
     with pytest.raises(ValueError, match=message): Evidence(**fine | change)
