@@ -60,7 +60,9 @@ def test_a_decided_verdict_needs_the_whole_interval(low, high, verdict):
     seen = evidence(400)
     assert ablation_test(seen, low).verdict == correlation_test(seen, low).verdict == verdict
     middle = ablation_test(seen).value
-    for test in (ablation_test, correlation_test): assert test(seen, (test(seen).low + test(seen).value) / 2).verdict == test(seen, (test(seen).high + test(seen).value) / 2).verdict == "undecided"
+    for test in (ablation_test, correlation_test):
+        found = test(seen)
+        assert test(seen, (found.low + found.value) / 2).verdict == test(seen, (found.high + found.value) / 2).verdict == "undecided"
     assert ablation_test(seen, middle).verdict == "undecided" and not ablation_test(seen, middle).passed and ablation_test(seen, middle - 1e-9).passed
 
 
