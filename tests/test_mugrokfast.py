@@ -10,7 +10,7 @@ from refine_nb.branches import Trunk, branch_logits
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
+from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, _visible_logits, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
 from refine_nb.quiet_star import Forks, Reading
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trm import RecursiveGPT, TRMConfig
@@ -167,6 +167,17 @@ def test_the_watch_sees_what_attention_sees():
     model(text), model(ids(5, 12, seed=7))
     both = torch.maximum(model.attention_logit_max(text), model.attention_logit_max(ids(5, 12, seed=7)))
     assert torch.allclose(torch.stack(watch.largest), both, rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["nothing", "causal", "Boolean", "added"])
+def test_the_logits_are_those_of_scaled_dot_product_attention(how):
+    q, k, v, added = torch.randn(4, 2, 3, 5, 8, generator=torch.Generator().manual_seed(4)).unbind()
+    mask = dict(nothing={}, causal=dict(is_causal=True), Boolean=dict(attn_mask=torch.ones(5, 5).triu().bool()), added=dict(attn_mask=added[..., :5]))[how]
+    assert torch.allclose(_visible_logits(q, k, v, **mask).softmax(-1) @ v, torch.nn.functional.scaled_dot_product_attention(q, k, v, **mask), atol=1e-5)
+
+
+def test_a_watch_needs_attention():
+    with pytest.raises(ValueError, match="a Linear has no attention"): LogitWatch(torch.nn.Linear(2, 2))
 
 
 def by_hand(model, rows, asked):
