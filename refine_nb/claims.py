@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from .runs import Interval, card_hash, find_root, mean_interval, nearest, paired_interval, read_card, read_runs
+from .runs import Interval, card_hash, find_root, mean_interval, nearest, paired_interval, read_card, read_parameters, read_runs
 
 # %% ../nbs/21_claims.ipynb #c21card1
 class CardError(ValueError):
@@ -260,7 +260,18 @@ def judge_all(
     if top is None: raise CardError(f"{Path(root).resolve()}: no folder above it holds experiments/")
     cards = [c for c in read_cards(top / "experiments" / "claims") if sweeps is None or c["sweep"] in sweeps]
     tables = {s: results_of(top, s) for s in {c["sweep"] for c in cards}}
-    return {c["id"]: Verdict(c, "open", {}, "no runs yet") if tables[c["sweep"]] is None else judge(c, tables[c["sweep"]]) for c in cards}
+    return {c["id"]: _early(c, tables[c["sweep"]], top) or judge(c, tables[c["sweep"]]) for c in cards}
+
+def _early(
+    card: Mapping[str, object],  # a checked claim card
+    table,                       # from `read_runs`, None where nothing is recorded
+    top: Path,                   # the project
+) -> Verdict | None:
+    "Open, where nothing is recorded yet, or nothing since the experiment got a parameter that the card names"
+    if table is None: return Verdict(card, "open", {}, "no runs yet")
+    new = set().union(*(where or {} for where in (card.get("scope"), card.get("arm"), *(card.get("controls") or {}).values()))) - {n for p in table["parameters"].dropna() for n in p.split()}
+    known = {n for e in table["experiment"].unique() for n in read_parameters(top / "experiments" / f"{e}.ipynb").types} if new else set()
+    return Verdict(card, "open", {}, f"no run has the parameter {', '.join(sorted(new))} yet") if new and new <= known else None
 
 def verdict_table(
     verdicts: Mapping[str, Verdict],  # by id

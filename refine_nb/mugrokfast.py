@@ -163,10 +163,10 @@ class MuGrokfastConfig:
     @classmethod
     def preset(
         cls,
-        name: str,  # "bake" or "rl"
+        name: str,  # "bake" or "rl", as published; or "bake_tuned"
         **overrides,  # fields to change
     ) -> "MuGrokfastConfig":
-        "The published settings of a step"
+        "The settings of a step: warm start or reinforcement"
         if name not in PRESETS: raise ValueError(nearest("preset", name, PRESETS))
         return replace(PRESETS[name], **overrides)
 
@@ -175,6 +175,7 @@ PRESETS = {
     "bake": MuGrokfastConfig(lr=1e-4, grokfast_lambda=0.2, qk_clip_threshold=30.0, weight_decay=0.01),
     "rl": MuGrokfastConfig(lr=5e-4, grokfast_lambda=0.1, qk_clip_threshold=25.0, weight_decay=0.0),
 }
+PRESETS["bake_tuned"] = replace(PRESETS["bake"], lr=0.016)  # on worked arithmetic (results/mugrokfast_parts_tune); for "rl" the tuned rate is the published one
 
 # %% ../nbs/13_mugrokfast.ipynb #mg6
 def hidden_matrices(

@@ -14,7 +14,7 @@ __all__ = ['IDENTITY', 'TAIL', 'TYPES', 'PACKAGE', 'NOT_HASHED', 'CARRIED', 'DEC
 
 # %% ../nbs/05_runs.ipynb #r05imp
 import ast, difflib, errno, fcntl, hashlib, json, math, os, platform, re, shutil, socket, subprocess, sys, time, uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cache
@@ -665,9 +665,17 @@ class Run:
 
     def dependency(self,
         name: str,  # a parameter whose value is `run:ID`
+        same: Sequence[str] = (),  # parameters that have to be what they are here
+        **fields: object,  # parameters that have to be so there
     ) -> Path:
-        "The folder of the run that a parameter names"
-        return self.runs / self.params[name].removeprefix("run:")
+        "The folder of the run that a parameter names; raises `ValueError` where there is none or it was asked for something else"
+        folder = self.runs / str(self.params[name]).removeprefix("run:")
+        if not str(self.params[name]).startswith("run:") or not (folder / "run.json").exists(): raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; in a sweep file {{sweep: NAME, where: {{parameter: value}}}}")
+        asked = {k: self.params[k] for k in same} | fields
+        there = json.loads((folder / "run.json").read_text())["params"] if asked else {}
+        other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in asked.items() if there.get(k) != v]
+        if other: raise ValueError(f"{name} {self.params[name]} does not go with this run: {'; '.join(other)}")
+        return folder
 
     def _cost(self) -> dict:
         "CPU and wall seconds so far, those of adopted attempts included"

@@ -129,7 +129,7 @@ def head(self: Identifier,
     if mark in self.open: raise SweepError(f"{sweep.name}: a run builds on itself: {entry}")
     if mark in self.heads: return self.heads[mark]
     self.open.append(mark)
-    needs = {n: self.dependency(sweep, n, v, entry.get("seed")) for n, v in entry.items() if isinstance(v, dict)}
+    needs = {n: self.dependency(sweep, n, v, entry.get("seed", sweep.spec.defaults.get("seed"))) for n, v in entry.items() if isinstance(v, dict)}
     try: params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
     except ParameterError as error: raise SweepError(f"{sweep.name}: {entry}: {error}") from None
     corpus = self.corpus(params["corpus"]) if params.get("corpus") else None
@@ -448,7 +448,8 @@ def told(
 ) -> str:
     "The line of a finished run"
     record = published(plan.runs / spec["id"]) or {}
-    numbers = " ".join(f"{k}={v:.4g}" for k, v in list(record.get("metrics", {}).items())[:3] if isinstance(v, (int, float)))
+    metrics = {k: v for k, v in record.get("metrics", {}).items() if isinstance(v, (int, float)) and not k.endswith("_before")}
+    numbers = " ".join(f"{k}={v:.4g}" for k, v in list(metrics.items())[:3])
     cost = f"{record['cpu_seconds']:.0f} CPU-s" if record else ""
     why = text.strip().splitlines()[-1] if text.strip() else ""
     return "  ".join(x for x in (f"{outcome:8}", spec["id"], label(spec["params"], list(plan.heads.values())), numbers, cost, why) if x)

@@ -6,9 +6,9 @@
 __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'PROXIES', 'worked_thought', 'thoughts_for', 'thinker', 'no_wider',
            'Questions', 'WarmStart', 'right_answers', 'to_end', 'warm_loss', 'compute_reward', 'with_answer',
            'answer_logp', 'direct_logp', 'Coherence', 'CoherenceScorer', 'thought_diversity', 'ThoughtRLConfig',
-           'NothingToLearn', 'compute_kl_divergence', 'ThoughtRL', 'naive_loss', 'distinct', 'validate_episode',
-           'save_model', 'load_model', 'TheaterFound', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking',
-           'run_step2_rl']
+           'NothingToLearn', 'compute_kl_divergence', 'kl_without_thoughts', 'ThoughtRL', 'naive_loss', 'distinct',
+           'spell', 'validate_episode', 'save_model', 'load_model', 'TheaterFound', 'Watch', 'Reinforced', 'Baked',
+           'run_step1_baking', 'run_step2_rl']
 
 # %% ../nbs/16_thought_rl.ipynb #tl0imp
 import copy
@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
@@ -36,7 +36,7 @@ from .candidates import entropy
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .runs import nearest, write_synced
+from .runs import nearest, plain, write_synced
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
 from .train import TrainConfig, adamw, checkpoints, train
 from .trigram import eval_mode
@@ -278,12 +278,10 @@ class CoherenceScorer:
         return Coherence(self.alike(model, prompt, found), ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1), (gain / to_end(answer).sum(-1, keepdim=True)).sigmoid())
 
     def alike(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], found: Thoughts) -> Float[Tensor, "b g"]:
-        "Cosine between the mean hidden states of question and thought, from [−1, 1] to [0, 1]"
-        (b, g, _), t = found.ids.shape, prompt.shape[1]
-        whole = model.hidden(torch.cat([prompt[:, None].expand(b, g, t), found.ids], -1)[..., :-1].flatten(0, 1)).unflatten(0, (b, g))
-        inside = found.inside[..., :-1, None]
-        thought = (whole[:, :, t:] * inside).sum(2) / inside.sum(2).clamp(min=1)
-        return (1 + F.cosine_similarity(whole[:, :, :t].mean(2), thought, dim=-1)) / 2
+        "Cosine between the mean hidden states of question and thought, each read by itself and centred over the batch, from [−1, 1] to [0, 1]; 1/2 for an empty thought and for a question alone"
+        ids, inside, question = found.ids[..., 1:], found.inside[..., 1:, None], model.hidden(prompt).mean(1)  # without the start symbol: read as a question is
+        thought = (model.hidden(ids.flatten(0, 1)).unflatten(0, ids.shape[:2]) * inside).sum(2) / inside.sum(2).clamp(min=1)
+        return (1 + F.cosine_similarity((question - question.mean(0))[:, None], (thought - thought.mean((0, 1))) * inside.any(2), dim=-1)) / 2
 
 
 def thought_diversity(
@@ -304,10 +302,11 @@ class ThoughtRLConfig:
     reward: str = "right"  # "improvement" (as published), "right" or "gain"
     baseline: str = "leave_one_out"  # or "mean" of all thoughts of a question, or "none"
     beta: float = 0.1  # weight of the KL to the warm start
+    kl_to: str = "same_thought"  # the warm start behind the same thought; or "no_thought", which answers at once (as published)
     patience: int = 50  # updates in a row without any varying reward, after which there is nothing to learn
 
     def __post_init__(self):
-        for name, known in (("reward", REWARDS), ("baseline", ("leave_one_out", "mean", "none"))):
+        for name, known in (("reward", REWARDS), ("baseline", ("leave_one_out", "mean", "none")), ("kl_to", ("same_thought", "no_thought"))):
             if getattr(self, name) not in known: raise ValueError(nearest(name, getattr(self, name), known))
         if not 0 <= self.beta < math.inf: raise ValueError(f"beta is {self.beta}, needs a finite number, not negative")
         if self.patience < 1: raise ValueError(f"patience is {self.patience}, needs at least 1")
@@ -327,6 +326,19 @@ def compute_kl_divergence(
     logits = branch_logits(trunk, found.ids) if logits is None else logits
     with torch.no_grad(): ref = branch_logits(reference, found.ids).log_softmax(-1)
     return kl_exact(logits.log_softmax(-1), ref)[found.chosen].mean()
+
+
+def kl_without_thoughts(
+    trunk: Trunk,  # of the policy
+    reference: Trunk,  # of the frozen warm start, over the same prompts
+    found: Thoughts,
+    answer: Int[Tensor, "b s"],  # true answers, terminator included
+    end: int,  # the symbol after a thought
+) -> Float[Tensor, ""]:
+    "The published penalty: KL in nats of the policy behind its thought to the warm start that answers at once, mean over the characters of the true answers"
+    ids, there = with_answer(found, answer, end)
+    with torch.no_grad(): ref = branch_logits(reference, answer[:, None]).log_softmax(-1).expand(-1, ids.shape[1], -1, -1)
+    return kl_exact(branch_logits(trunk, ids).log_softmax(-1)[there], ref[to_end(answer)[:, None].expand(ref.shape[:-1])]).mean()
 
 
 class ThoughtRL:
@@ -363,13 +375,15 @@ class ThoughtRL:
         own = found.chosen & (self.thinking(found) if self.cfg.reward == "gain" else True)  # the drawn answer earned none of a gain
         logp = logits.log_softmax(-1).gather(-1, found.ids[..., None])[..., 0]
         loss = -(adv * (logp * own).sum(-1)).mean()
-        kl = compute_kl_divergence(trunk, Trunk(self.reference, prompt), found, logits if self.cfg.beta else logits.detach()) if self.reference else loss.detach() * math.nan
+        known, held = Trunk(self.reference, prompt) if self.reference else None, self.cfg.kl_to == "same_thought"
+        kl = compute_kl_divergence(trunk, known, found, logits if self.cfg.beta and held else logits.detach()) if known else loss.detach() * math.nan
+        penalty = kl if held or not self.cfg.beta else kl_without_thoughts(trunk, known, found, answer, self.thoughts.end)
         tens = self.episodes // 10
         self.note(flat, reward, len(prompt))
-        more = dict(right=right.float().mean().item(), cut=1 - found.ended.float().mean().item(), characters=found.inside.sum(-1).float().mean().item(), thought_entropy=entropy(logits.detach().log_softmax(-1))[found.chosen].mean().item(), zero_variance=flat.float().mean().item())
+        more = dict(right=right.float().mean().item(), cut=1 - found.ended.float().mean().item(), answer_cut=1 - (found.chosen & ~found.inside & (found.ids == self.task.vocab["\n"])).any(-1).float().mean().item(), characters=found.inside.sum(-1).float().mean().item(), thought_entropy=entropy(logits.detach().log_softmax(-1))[found.chosen].mean().item(), zero_variance=flat.float().mean().item())
         named = dict(episode=self.episodes, reward=reward.mean().item(), avg_reward_100=sum(self.recent) / len(self.recent), num_thoughts=reward.shape[1]) | (dict(kl_divergence=kl.item()) if self.reference else {})
         if self.reference and self.episodes // 10 > tens: named["coherence"] = CoherenceScorer(self.reference, self.thoughts.end)(model, prompt, Thoughts(*(x[:, :1] for x in found)), answer).composite.mean().item()  # of one thought a question
-        return loss + self.cfg.beta * kl if self.cfg.beta else loss, {f"rl/{k}": v for k, v in named.items()} | more | dict(generated=int(found.chosen.sum()), tokens=int(found.chosen.sum()))
+        return loss + self.cfg.beta * penalty if self.cfg.beta else loss, {f"rl/{k}": v for k, v in named.items()} | more | dict(generated=int(found.chosen.sum()), tokens=int(found.chosen.sum()))
 
     def thinking(self, found: Thoughts) -> Bool[Tensor, "b g n"]:
         "The thought and its end"
@@ -435,6 +449,15 @@ def distinct(
     return list(found.values())[:n]
 
 
+def spell(
+    task: Task,
+    ids: Int[Tensor, "b n"],
+) -> list[str]:
+    "What was written, as text: thought, colon, answer"
+    names = [*task.vocab.chars, "<think>"]
+    return ["".join(names[i] for i in row).rstrip("\n") for row in ids.tolist()]
+
+
 def validate_episode(
     model: ContextualGPT,
     reference: ContextualGPT,  # the frozen warm start
@@ -463,9 +486,7 @@ def _validated(model, reference, task, thoughts, items, generator):
     found = {f"accuracy_{name}": hit.mean().item() for name, hit in hits.items()} | parts | dict(thought_length=drawn.inside.sum(-1).float().mean().item(), thought_diversity=thought_diversity(Thoughts(*(x[:32] for x in drawn))), truncated=1 - drawn.ended.float().mean().item(), inference_time_ms=1000 * (ended - between) / len(items), direct_time_ms=1000 * (between - started) / len(items))
     found |= dict(attention_logit_max=model.attention_logit_max(torch.cat([prompt, greedy.ids[:, 0]], 1)[:, : model.cfg.context]).max().item())
     if type(task) in PROXIES: found[PROXIES[type(task)]] = found["accuracy_greedy"]
-    names = [*task.vocab.chars, "<think>"]
-    texts = [["".join(names[i] for i in row).rstrip("\n") for row in ids[:, 0].tolist()] for ids in (direct, drawn.ids[:, :, 1:])]
-    return found, Evidence(*texts, *(x.cpu() for x in (hits["direct"][:, 0] > 0, hits["sampled"][:, 0] > 0, score.composite[:, 0].clamp(0, 1))))
+    return found, Evidence(*(spell(task, ids[:, 0]) for ids in (direct, drawn.ids[:, :, 1:])), *(x.cpu() for x in (hits["direct"][:, 0] > 0, hits["sampled"][:, 0] > 0, score.composite[:, 0].clamp(0, 1))))
 
 # %% ../nbs/16_thought_rl.ipynb #tl8
 def save_model(
@@ -487,9 +508,12 @@ def save_model(
 def load_model(
     file: str | Path,  # from `save_model`
 ) -> tuple[ContextualGPT, Task, ThoughtConfig]:
-    "A saved thinker with its task; raises `FileNotFoundError` where there is none and `ValueError` for one of another vocabulary"
+    "A saved thinker with its task; raises `FileNotFoundError` where there is none and `ValueError` for a broken one and one of another vocabulary"
+    if Path(file).is_dir(): raise ValueError(f"{file} is a folder: give {Path(file) / 'model.safetensors'}")
     if not Path(file).is_file(): raise FileNotFoundError(f"{file} is no file: no model was saved there by save_model")
-    with safe_open(file, "pt") as f: metadata, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    try:
+        with safe_open(file, "pt") as f: metadata, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as why: raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that save_model wrote") from why
     if "thinker" not in metadata: raise ValueError(f"{file} was not written by save_model: it does not say what it thinks about")
     said = json.loads(metadata["thinker"])
     task, model = load_task(*said["task"]), ContextualGPT(GPTConfig(**said["model"]))
@@ -499,10 +523,10 @@ def load_model(
 
 
 class TheaterFound(RuntimeError):
-    "A test for theater failed decidedly: training stops, and the last state that had not failed is taken"
+    "A test for theater that the warm start had not failed failed decidedly: training stops, and the last state that had not failed is taken"
 
-    def __init__(self, report: Report, episode: int, row: dict[str, float] | None = None):  # row: what the validation found
-        super().__init__(f"after {episode} episodes {', '.join(report.decided_failures)} decidedly failed: " + "; ".join(getattr(report, n).why for n in report.decided_failures))
+    def __init__(self, report: Report, names: Sequence[str], episode: int, row: dict[str, float] | None = None):  # row: what the validation found
+        super().__init__(f"after {episode} episodes {', '.join(names)} decidedly failed: " + "; ".join(getattr(report, n).why for n in names))
         self.report, self.episode, self.row = report, episode, row or {}
 
 
@@ -515,10 +539,11 @@ class Watch:
         objective: ThoughtRL,  # counts the episodes
         between: int,  # episodes from one validation to the next
         every: int,  # episodes from one test to the next, or a few more
-        validator: AntiTheaterValidator | None,  # none: every state is good
+        validator: Callable[[Evidence], Report] | None,  # none: every state is good
         keep: Callable,  # called with a model whose state is good
+        forgiven: Sequence[str] = (),  # tests that the warm start fails itself, so that they say nothing about training
     ):
-        self.judge, self.objective, self.between, self.every, self.validator, self.keep = judge, objective, between, every, validator, keep
+        self.judge, self.objective, self.between, self.every, self.validator, self.keep, self.forgiven = judge, objective, between, every, validator, keep, forgiven
 
     def __call__(self, model: ContextualGPT) -> dict[str, float]:
         found, evidence = self.judge(model)
@@ -526,10 +551,15 @@ class Watch:
         if self.validator and now // self.every > (now - self.between) // self.every:
             report = self.validator(evidence)
             row |= {k: float(v) for k, v in report.metrics().items() if not math.isnan(v)}
-            if report.decided_failures: raise TheaterFound(report, now, row)
+            self.check(report, now, row)
             self.keep(model)
         elif not self.validator: self.keep(model)
         return row
+
+    def check(self, report: Report, episode: int, row: dict[str, float] | None = None) -> None:
+        "Raise `TheaterFound` for what failed and is not forgiven"
+        names = [n for n in report.decided_failures if n not in self.forgiven]
+        if names: raise TheaterFound(report, names, episode, row)
 
 
 class Reinforced(NamedTuple):
@@ -540,6 +570,13 @@ class Reinforced(NamedTuple):
     final: dict[str, float]  # validation of the saved model, on questions of its own
     report: Report  # tests for theater of the saved model, on the same
     stopped: str  # why it ended early or went back, empty if it did not
+    start: Report  # tests for theater of the warm start; what it fails stops nothing
+
+
+def _asked(task: tuple[str, int | tuple[int, int]]) -> Task:
+    "The task of a name and a length"
+    if isinstance(task, str) or len(task) != 2: raise ValueError(f"task is {task!r}, needs a name and a length, such as ('s5', 10)")
+    return load_task(*task)
 
 
 def _belongs(folder: Path, said: dict) -> None:
@@ -573,7 +610,7 @@ def run_step1_baking(
     n_thoughts: int = 4,
     n_layers: int = 3,
     width: int = 64,
-    training: TrainConfig = TrainConfig(steps=500, lr=4e-3, warmup=20),
+    training: TrainConfig = TrainConfig(steps=500, lr=4e-3, warmup=20, checkpoint_every=50),
     batch: int = 64,  # examples an update
     items: int = 200,  # test questions that judge it
     seed: int = 0,  # of weights, examples and draws
@@ -581,7 +618,7 @@ def run_step1_baking(
     progress: bool = True,
 ) -> Baked:
     "Teach a new model direct and worked answers: the warm start of `run_step2_rl`, and its frozen reference; a run that was stopped goes on"
-    asked, folder = load_task(*task), Path(folder)
+    asked, folder = _asked(task), Path(folder)
     questions = distinct(asked, items, seed)
     widest = questions + asked.sample(1000, seed)
     thoughts = thoughts_for(asked, widest, n_thoughts)
@@ -595,23 +632,24 @@ def run_step1_baking(
 
 
 def run_step2_rl(
-    folder: str | Path,  # gets checkpoints, what they belong to, and the model in `model.safetensors`
+    folder: str | Path,  # gets checkpoints, what they belong to, the model in `model.safetensors`, and at the end all that is returned in `log.json`
     baked: ContextualGPT | str | Path,  # the warm start, or the file of a saved one
     task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
     thoughts: ThoughtConfig,
     cfg: ThoughtRLConfig = ThoughtRLConfig(),
-    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0),  # its `eval_every` follows from `validate_every`
+    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0, checkpoint_every=20),  # its `eval_every` follows from `validate_every`
     batch: int = 16,  # questions an update; an episode is one question
     items: int = 200,  # test questions of every validation, and as many others for the last one
     validate_every: int = 100,  # episodes; at most a tenth of the run
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
-    validator: AntiTheaterValidator | None = AntiTheaterValidator(),
+    validator: Callable[[Evidence], Report] | None = AntiTheaterValidator(),
     callbacks: tuple = (),  # called with each row
     seed: int = 0,  # of questions and draws
     progress: bool = True,
 ) -> Reinforced:
     "Reinforce a warm start, with validation and a way back; raises `ValueError` for a warm start of another vocabulary and for a folder of another run"
-    asked, folder = load_task(*task), Path(folder)
+    if min(batch, items, validate_every) < 1: raise ValueError(f"batch {batch}, items {items}, validate_every {validate_every}: each needs at least 1")
+    asked, folder = _asked(task), Path(folder)
     baked = _warm(baked, asked, task[0])
     reference, model = copy.deepcopy(baked).requires_grad_(False).eval(), copy.deepcopy(baked).requires_grad_(True)
     questions = distinct(asked, 2 * items, seed)
@@ -622,11 +660,13 @@ def run_step2_rl(
     objective = ThoughtRL(asked, thoughts, cfg, reference, seed, str(model.position.weight.device))
     training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
-    _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), optimizer=type(optim).__name__, validator=validator and validator.thresholds, training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.contiguous() for k, v in baked.state_dict().items()})).hexdigest()))
+    _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), optimizer=type(optim).__name__, validator=validator and getattr(validator, "thresholds", getattr(validator, "__qualname__", type(validator).__qualname__)), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.contiguous() for k, v in baked.state_dict().items()})).hexdigest()))
     good, found, stopped = folder / "model.safetensors", checkpoints(folder / "checkpoints"), ""
     rows = [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else []  # what `train` returns is lost when it stops early
     if not good.exists(): save_model(good, model, task, thoughts)
-    watch = Watch(lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts))
+    judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), validator or AntiTheaterValidator()
+    start = tests(judge(model)[1])
+    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), start.decided_failures)
     judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
     passed = True
     try: train(model, objective, Questions(asked, batch, seed, fits), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
@@ -636,12 +676,17 @@ def run_step2_rl(
         rows.append({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
         for callback in callbacks: callback(rows[-1])
     if passed:  # the state at the end, unless it fails now
-        report = validator(judge_last(model)[1]) if validator else None
-        if report and report.decided_failures: stopped = str(TheaterFound(report, objective.episodes))
-        else: save_model(good, model, task, thoughts)
+        try:
+            if validator: watch.check(validator(judge_last(model)[1]), objective.episodes)
+            save_model(good, model, task, thoughts)
+        except TheaterFound as why: stopped = str(why)
     kept, *_ = load_model(good)
+    if stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), baked.parameters())): stopped += "; the model is the warm start, unchanged"
     final, evidence = judge_last(kept.to(model.position.weight.device))
-    return Reinforced(kept, rows, final, (validator or AntiTheaterValidator())(evidence), stopped)
+    report = tests(evidence)
+    told = {name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))}
+    write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], final=plain(final), stopped=stopped) | told, indent=1))
+    return Reinforced(kept, rows, final, report, stopped, start)
 
 
 def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str) -> ContextualGPT:

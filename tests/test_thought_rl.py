@@ -1,5 +1,6 @@
 """Thoughts taught by reward: likelihoods and losses against one row each, rewards by hand, what stops a run and what it leaves"""
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
 from refine_nb.tasks import Item, Prompts, load_task
-from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
+from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
 from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
 
@@ -194,26 +195,30 @@ def test_each_corruption_lowers_its_part_of_coherence(trained):
         return Thoughts(ids, (place > 0).expand_as(ids), ((place > 0) & (place < 6)).expand_as(ids), torch.ones(64, 1, dtype=torch.bool))
     score, good = CoherenceScorer(trained, END), thoughts_of(ids)
     whole = score(trained, prompt, good, answer)
-    garbled = ids.clone()
+    garbled, noise, other = ids.clone(), ids.clone(), torch.cat([ids[..., :1], ids[..., 1:].roll(1, 0)], -1)
     garbled[:, :, 1:6] = ids[:, :, 1:6].flip(-1)
-    parts = [score(trained, prompt, thoughts_of(garbled), answer).syntactic, score(trained, prompt, good, answer.roll(1, 0)).predictive]
-    for name, worse in zip(("syntactic", "predictive"), parts): assert worse.mean() < getattr(whole, name).mean() - 0.05, name
+    noise[:, :, 1:6] = torch.randint(len(TASK.vocab), (64, 1, 5), generator=torch.Generator().manual_seed(0))
+    parts = [(name, score(trained, prompt, thoughts_of(worse), answer)) for worse in (garbled, noise) for name in ("semantic", "syntactic")]
+    parts += [("semantic", score(trained, prompt, thoughts_of(other), answer)), ("predictive", score(trained, prompt, good, answer.roll(1, 0))), ("predictive", score(trained, prompt, thoughts_of(other), answer))]
+    for name, worse in parts: assert getattr(worse, name).mean() < getattr(whole, name).mean() - 0.05, name
     assert torch.allclose(whole.composite, 0.3 * whole.semantic + 0.3 * whole.syntactic + 0.4 * whole.predictive) and 0 <= whole.composite.min() <= whole.composite.max() <= 1
 
 
-@pytest.mark.parametrize("turn, score", [([1.0, 0.0], 1.0), ([0.0, 1.0], 0.5), ([-1.0, 0.0], 0.0)])
+@pytest.mark.parametrize("turn, score", [(1.0, 1.0), (0.0, 0.5), (-2.0, 0.0)])
 def test_semantic_coherence_is_the_angle_between_question_and_thought(turn, score):
-    "Hidden states of the question point one way, those of the thought where they were turned, those of the answer anywhere"
-    found = written(fresh(), questions()[0])
+    "Hidden states of a question are its own direction and something that all questions share, those of its thoughts the direction turned and something else; outside of the thought they are anything"
+    (prompt, *_), found = questions(), written(fresh(), questions()[0])
+    own = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [0, 1.0, 0], [0, -1.0, 0]])
     class Model(ContextualGPT):
         def hidden(self, ids, cache=None):
-            where = torch.zeros(len(ids), ids.shape[1], dtype=torch.bool)
-            where[:, 7:] = found.inside.flatten(0, 1)[:, :-1]
-            out = torch.randn(*ids.shape, 2)
-            out[:, :7] = torch.tensor([2.0, 0.0])
-            return torch.where(where[..., None], torch.tensor(turn), out)
-    some = found.inside.any(-1)
-    assert torch.allclose(CoherenceScorer(fresh(), END).alike(Model(fresh().cfg), questions()[0], found)[some], torch.tensor(score), atol=1e-6) and some.any()
+            if len(ids) == 4: return (own + torch.tensor([0.3, 0, 7.0]))[:, None].expand(4, ids.shape[1], 3)
+            told = turn * own[:, None].expand(4, 3, 3).flatten(0, 1) + torch.tensor([2.0, 0, 5.0]) * (turn != 0) + own.roll(2, 0)[:, None].expand(4, 3, 3).flatten(0, 1) * (turn == 0)
+            return torch.where(found.inside[..., 1:].flatten(0, 1)[..., None], told[:, None], torch.randn(*ids.shape, 3))
+    found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
+    scored = CoherenceScorer(fresh(), END).alike(Model(fresh().cfg), prompt, found)
+    assert torch.allclose(scored, torch.tensor(score), atol=1e-6)
+    empty = found._replace(inside=found.inside & (torch.arange(3) > 0)[:, None])
+    assert torch.allclose(CoherenceScorer(fresh(), END).alike(fresh(std=0.1), prompt, empty)[:, 0], torch.tensor(0.5)) and torch.allclose(CoherenceScorer(fresh(), END).alike(fresh(std=0.1), prompt[:1], Thoughts(*(x[:1] for x in found))), torch.tensor(0.5), atol=1e-6)
 
 
 def test_diversity():
@@ -281,11 +286,11 @@ def small(folder, model, **changes):
 def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
     good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
     class Validator(AntiTheaterValidator):
-        "Passes twice, then fails"
+        "Passes the start and two states, then fails"
         calls = 0
         def __call__(self, evidence):
             self.calls += 1
-            return Report(good, bad if self.calls == 3 else good, good)
+            return Report(good, bad if self.calls == 4 else good, good)
     validator, weights = Validator(), []
     real = thought_rl.save_model
     def keep(folder, model, *rest):
@@ -295,9 +300,39 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
     heard = []
     try: result = small(tmp_path, trained, validator=validator, callbacks=(heard.append,))
     finally: thought_rl.save_model = real
-    assert "ablation decidedly failed" in result.stopped and validator.calls == 4 and len(weights) == 3  # the start and two good states; the last call judges what was taken
+    assert "ablation decidedly failed" in result.stopped and validator.calls == 5 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
     assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
+
+
+def test_a_last_state_that_fails_is_not_kept(tmp_path, trained):
+    "The validator lets every state pass but the one at the end"
+    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
+    calls = {"a": 0, "b": 0}
+    def validator(folder, fails_at=0):
+        def validate(evidence):
+            calls[folder] += 1
+            return Report(good, bad if calls[folder] == fails_at else good, good)
+        return validate
+    assert not small(tmp_path / "a", trained, validator=validator("a")).stopped
+    tmp_path = tmp_path / "b"
+    result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
+    assert "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
+    assert all(torch.equal(p, q) for p, q in zip(load_model(tmp_path / "model.safetensors")[0].parameters(), result.model.parameters()))
+    said = json.loads((tmp_path / "log.json").read_text())
+    assert said["stopped"] == result.stopped and len(said["rows"]) == 12 and said["final"]["accuracy_greedy"] == result.final["accuracy_greedy"] and said["report"]["ablation"]["verdict"] == "pass"
+
+
+def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
+    "Nineteen names, and after which episodes; the last 100 rewards by hand"
+    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "gsm8k_accuracy")
+    result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=40, lr=1e-3, warmup=2), validate_every=100)
+    told = {name: [r["rl/episode"] for r in result.rows if f"rl/{name}" in r] for name in set().union(*({k.removeprefix("rl/") for k in r if k.startswith("rl/")} for r in result.rows))}
+    often, hundred = list(range(10, 401, 10)), list(range(40, 401, 40))
+    assert all(told[name] == often for name in ("episode", "reward", "avg_reward_100", "kl_divergence", "coherence", "num_thoughts"))
+    assert all(told[name] == hundred for name in ("coherence_semantic", "coherence_syntactic", "coherence_predictive", "coherence_composite", "thought_length", "thought_diversity", "inference_time_ms", "gsm8k_accuracy"))
+    assert all(told[name] == hundred for name in ("anti_theater_divergence", "anti_theater_ablation", "anti_theater_all_passed")) and set(told.get("anti_theater_correlation", [])) <= set(hundred)
+    assert [r["rl/avg_reward_100"] for r in result.rows] == pytest.approx([sum(r["rl/reward"] for r in result.rows[max(0, i - 9) : i + 1]) / min(10, i + 1) for i in range(40)], abs=1e-5)
 
 
 def test_tests_for_theater_come_when_they_would_have_come_without_a_stop(tmp_path, trained):
@@ -464,6 +499,35 @@ def test_questions_keep_shift_and_resume():
     assert torch.equal(next(Questions(TASK, 8, 3))[0], next(Prompts(TASK, 8, seed=3))[0])
 
 
+def test_kl_to_the_warm_start_without_thoughts():
+    "Every thought in a row of its own against the answer at once; the same row by row as the penalty, beside the divergence behind the same thought"
+    model, reference, (prompt, answer, items) = fresh(0, std=0.1), fresh(1, std=0.1), questions()
+    found, terms = written(model, prompt), []
+    logp_of = lambda m, row, n: m(row[None])[0, -n - 1 : -1].log_softmax(-1)
+    for i in range(4):
+        ref = logp_of(reference, torch.cat([prompt[i], answer[i]]), 6)
+        for g in range(3):
+            e = found.ids[i, g].tolist().index(END) + 1
+            logp = logp_of(model, torch.cat([prompt[i], found.ids[i, g, :e], answer[i]]), 6)
+            terms.append((logp.exp() * (logp - ref)).sum(-1))
+    told = kl_without_thoughts(Trunk(model, prompt), Trunk(reference, prompt), found, answer, END)
+    assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
+    losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
+    assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
+    assert losses[0][1]["rl/kl_divergence"] == pytest.approx(losses[1][1]["rl/kl_divergence"])
+
+
+def test_answers_that_never_end_are_counted():
+    "Room for six characters after each thought, a terminator among them or not"
+    model, batch = fresh(), questions(16)
+    rows, ends = written(model, batch[0]).ids.flatten(0, 1).tolist(), []
+    for row in rows:
+        e = row.index(END) + 1
+        ends.append(STOP in row[e : e + 6])
+    assert 0.1 < sum(ends) / len(rows) < 0.9
+    assert ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=0.0), seed=0)(model, batch)[1]["answer_cut"] == pytest.approx(1 - sum(ends) / len(rows))
+
+
 def test_nothing_wider_is_let_through():
     items = load_task("s5", (2, 3)).sample(20)
     fits = no_wider(items)
@@ -475,8 +539,9 @@ def test_coherence_is_logged_once_in_ten_episodes():
     seen = ["rl/coherence" in objective(fresh(), questions(4, seed=i))[1] for i in range(6)]
     assert seen == [False, False, True, False, True, False] and objective.episodes == 24
     objective, model, (prompt, answer, items) = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), fresh(1), seed=0), fresh(), questions(12)
-    score = CoherenceScorer(fresh(1), END)(model, prompt, written(model, prompt), answer).composite
-    assert objective(model, (prompt, answer, items))[1]["rl/coherence"] == pytest.approx(score[:, 0].mean().item(), abs=1e-5) and abs(score[:, 0].mean() - score.mean()) > 1e-3
+    found = written(model, prompt)
+    first, every = (CoherenceScorer(fresh(1), END)(model, prompt, Thoughts(*(x[:, part] for x in found)), answer).composite.mean().item() for part in (slice(1), slice(None)))
+    assert objective(model, (prompt, answer, items))[1]["rl/coherence"] == pytest.approx(first, abs=1e-5) and abs(first - every) > 1e-3
 
 
 def test_word_problems_are_judged_and_named(tmp_path):
