@@ -4,6 +4,7 @@ import json, math, subprocess, sys
 import pandas as pd
 import pytest
 import yaml
+from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb.claims import CardError, check_card, decide, judge, read_cards, write_claims
 from refine_nb.runs import Interval, ParameterError, card_hash, card_hashes
@@ -203,6 +204,19 @@ def test_stale_rows_are_counted_on_the_page(project):
     pd.DataFrame(clear(stale=True)).to_csv(project / "results" / "s" / "runs.csv", index=False)
     (verdict,), _ = write_claims(project)
     assert verdict.stale == 5 and "5 of the rows are stale" in (project / "CLAIMS.md").read_text()
+
+
+def test_a_parameter_that_no_run_has_yet_leaves_the_claim_open(project):
+    "The experiment got it after its runs; what the experiment does not have either is a mistake"
+    table = pd.DataFrame(clear()).assign(experiment="toy")
+    table.to_csv(project / "results" / "s" / "runs.csv", index=False)
+    write_notebook(project / "experiments" / "toy.ipynb", toy_cells(PARAMETERS + "depth = 3\n"))
+    card = project / "experiments" / "claims" / "c.yaml"
+    card.write_text(yaml.safe_dump(CARD | {"scope": {"depth": 3}}))
+    (verdict,), _ = write_claims(project)
+    assert verdict.verdict == "open" and verdict.why == "no run has the parameter depth yet"
+    card.write_text(yaml.safe_dump(CARD | {"scope": {"dept": 3}}))
+    with pytest.raises(CardError, match="no parameter 'dept'"): write_claims(project)
 
 
 def test_a_project_without_results_has_open_claims(project):

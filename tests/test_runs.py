@@ -112,6 +112,15 @@ def test_what_start_run_refuses(project):
     with pytest.raises(ParameterError, match="is of type str"): start(project, seed="1")
 
 
+def test_what_a_run_builds_on_has_to_go_with_it(project):
+    first = start(project, seed=3)
+    first.finish({"x": 1})
+    run = start(project, seed=3, steps=5, warm_start=f"run:{first.head['id']}")
+    assert run.dependency("warm_start", ("seed",), mode="fine") == run.dependency("warm_start") == project / "runs" / first.head["id"]
+    with pytest.raises(ValueError, match="does not go with this run: steps is 4 there, 5 is needed; mode is 'fine' there, 'none' is needed"): run.dependency("warm_start", ("seed", "steps"), mode="none")
+    with pytest.raises(ValueError, match="warm_start is 'runs/nothing', needs run:ID"): start(project, seed=4, warm_start="runs/nothing").dependency("warm_start")
+
+
 def test_a_context_publishes_a_divergence_and_nothing_else(project):
     from refine_nb.train import NonFiniteLoss
     assert issubclass(NonFiniteLoss, FloatingPointError)  # what `train` raises

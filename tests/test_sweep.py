@@ -313,6 +313,8 @@ def test_a_dependency_shares_the_random_seed(toy):
     assert pairs == {(0, 0), (1, 1)} and len(plan.todo) == 4
     fixed = make_plan(toy.sweep("  - {seed: [0, 1], warm_start: {sweep: base, where: {steps: 3, seed: 1}}}"))
     assert len(fixed.others) == 1 and len(fixed.todo) == 3
+    alone, = make_plan(toy.sweep("  - {warm_start: {sweep: base, where: {steps: 3}}}")).others.values()
+    assert alone[1]["params"]["seed"] == 0  # the notebook's own
 
 
 def test_a_dependent_of_a_diverged_run_is_blocked(toy):

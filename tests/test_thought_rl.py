@@ -2,6 +2,8 @@
 import copy
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -305,6 +307,22 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
     assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
 
 
+def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
+    "Ablation fails from the start, correlation at the second test"
+    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "too low")
+    calls = []
+    def validator(evidence):
+        calls.append(evidence)
+        return Report(good, bad, bad if len(calls) == 3 else good)
+    result = small(tmp_path, trained, validator=validator)
+    assert result.stopped.startswith("after 8 episodes correlation decidedly failed") and result.start.decided_failures == ["ablation"] and len(calls) == 4 and "unchanged" not in result.stopped
+    calls.clear()
+    def validator(evidence):
+        calls.append(evidence)
+        return Report(good, bad if len(calls) == 2 else good, good)
+    assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
+
+
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained):
     "The validator lets every state pass but the one at the end"
     good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
@@ -362,7 +380,7 @@ def test_an_undecided_failure_stops_nothing(tmp_path, trained):
     (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
     (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, (*TASK.encode(ITEMS[:2], worked=True), ITEMS[:2])), "have a thought in them"),
     (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
-    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: Questions(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(Questions(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
+    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: Questions(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(Questions(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
     (lambda m: right_answers(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
 ])
 def test_bad_input_is_refused(act, message):
@@ -370,12 +388,21 @@ def test_bad_input_is_refused(act, message):
 
 
 def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="save_model"): load_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match="save_model"): load_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is a folder: give .*model.safetensors"): load_model(tmp_path)
+    (tmp_path / "broken").write_bytes(b"no model, but long enough for a header")
+    with pytest.raises(ValueError, match="broken cannot be read as a model"): load_model(tmp_path / "broken")
     save_model(tmp_path / "m", fresh(), ("addition", 2), THOUGHTS)  # as many symbols, but others
     with pytest.raises(ValueError, match="another vocabulary"): small(tmp_path / "run", tmp_path / "m")
     save_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
     with pytest.raises(ValueError, match="another vocabulary"): load_model(tmp_path / "m")
     with pytest.raises(TypeError, match="NormedGPT"): save_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
+
+
+def test_a_task_without_a_length_is_refused():
+    "Outside of the tests, which check types"
+    done = subprocess.run([sys.executable, "-c", "from refine_nb.thought_rl import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
+    assert "ValueError: task is 's5', needs a name and a length" in done.stderr
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path, trained):
