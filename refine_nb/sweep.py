@@ -56,14 +56,14 @@ def expand(
     return [dict(zip(entry, values)) for values in itertools.product(*columns)]
 
 def read_sweep(
-    path: str | Path,  # experiments/sweeps/NAME.yaml, or NAME
+    path: str | Path,  # experiments/sweeps/NAME.yaml, with its folder and ending or without
 ) -> Sweep:
     "A sweep file, refused if it names a notebook or a parameter that does not exist"
-    asked, path = str(path), Path(path).resolve()
+    path = Path(path).resolve()
     if not path.exists():
         known = {p.stem: p for folder in (path.parent, (find_root(path) or path.parent) / "experiments" / "sweeps") for p in sorted(folder.glob("*.yaml"))}
-        if asked not in known: raise SweepError(f"{path}: {nearest('sweep', path.stem, known)}")
-        path = known[asked]
+        if path.stem not in known: raise SweepError(f"{path}: {nearest('sweep', path.stem, known)}")
+        path = known[path.stem]
     data, root = read_yaml(path), find_root(path)
     for name in data:
         if name not in ("notebook", "defaults", "runs"): raise SweepError(f"{path}: {nearest('field', name, ('notebook', 'defaults', 'runs'))}")

@@ -323,6 +323,13 @@ def test_a_dependent_of_a_diverged_run_is_blocked(toy):
     assert code == 1 and "blocked" in out and len(toy.executions()) == 1
 
 
+def test_a_sweep_is_known_with_its_folder_and_ending_or_without(toy, monkeypatch):
+    toy.sweep("  - {seed: 1}", "walk")
+    monkeypatch.chdir(toy.root)
+    assert {read_sweep(name).name for name in ("walk", "walk.yaml", "experiments/sweeps/walk", "experiments/sweeps/walk.yaml")} == {"walk"}
+    with pytest.raises(SweepError, match="did you mean 'walk'"): read_sweep("wlk")
+
+
 # --- refused before anything runs ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("text, says", [
@@ -339,7 +346,7 @@ def test_a_dependent_of_a_diverged_run_is_blocked(toy):
     ("  - {warm_start: {swep: base}}", "write {sweep: NAME"),
 ])
 def test_a_mistake_in_the_file_is_refused(toy, text, says):
-    toy.sweep("  - {seed: [0, 1]}", "base")
+    toy.sweep("  - {seed: [0, 1], steps: [4, 5]}", "base")
     with pytest.raises((SweepError, ParameterError), match=says.replace("{", r"\{")): make_plan(toy.sweep(text))
     assert not (toy.root / "runs").exists() and not (toy.root / "results").exists()
 
