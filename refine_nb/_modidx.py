@@ -730,6 +730,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'refine_nb.thought_rl.Watch.check': ('thought_rl.html#watch.check', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._asked': ('thought_rl.html#_asked', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._belongs': ('thought_rl.html#_belongs', 'refine_nb/thought_rl.py'),
+                                      'refine_nb.thought_rl._centred': ('thought_rl.html#_centred', 'refine_nb/thought_rl.py'),
+                                      'refine_nb.thought_rl._fitting': ('thought_rl.html#_fitting', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._logp_written': ('thought_rl.html#_logp_written', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._validated': ('thought_rl.html#_validated', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._warm': ('thought_rl.html#_warm', 'refine_nb/thought_rl.py'),

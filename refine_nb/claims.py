@@ -270,7 +270,8 @@ def _early(
     "Open, where nothing is recorded yet, or nothing since the experiment got a parameter that the card names"
     if table is None: return Verdict(card, "open", {}, "no runs yet")
     new = set().union(*(where or {} for where in (card.get("scope"), card.get("arm"), *(card.get("controls") or {}).values()))) - {n for p in table["parameters"].dropna() for n in p.split()}
-    known = {n for e in table["experiment"].unique() for n in read_parameters(top / "experiments" / f"{e}.ipynb").types} if new else set()
+    books = [top / "experiments" / f"{e}.ipynb" for e in table["experiment"].unique()] if new else []
+    known = {n for book in books if book.exists() for n in read_parameters(book).types}
     return Verdict(card, "open", {}, f"no run has the parameter {', '.join(sorted(new))} yet") if new and new <= known else None
 
 def verdict_table(

@@ -672,7 +672,9 @@ class Run:
         folder = self.runs / str(self.params[name]).removeprefix("run:")
         if not str(self.params[name]).startswith("run:") or not (folder / "run.json").exists(): raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; in a sweep file {{sweep: NAME, where: {{parameter: value}}}}")
         asked = {k: self.params[k] for k in same} | fields
-        there = json.loads((folder / "run.json").read_text())["params"] if asked else {}
+        record = json.loads((folder / "run.json").read_text())
+        if record["status"] != "ok": raise ValueError(f"{name} {self.params[name]} is a run that {record['status']}: {record.get('error')}")
+        there = record["params"]
         other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in asked.items() if there.get(k) != v]
         if other: raise ValueError(f"{name} {self.params[name]} does not go with this run: {'; '.join(other)}")
         return folder

@@ -59,11 +59,12 @@ def read_sweep(
     path: str | Path,  # experiments/sweeps/NAME.yaml, with its folder and ending or without
 ) -> Sweep:
     "A sweep file, refused if it names a notebook or a parameter that does not exist"
-    path = Path(path).resolve()
-    if not path.exists():
-        known = {p.stem: p for folder in (path.parent, (find_root(path) or path.parent) / "experiments" / "sweeps") for p in sorted(folder.glob("*.yaml"))}
-        if path.stem not in known: raise SweepError(f"{path}: {nearest('sweep', path.stem, known)}")
-        path = known[path.stem]
+    bare, path = len(Path(path).parts) == 1, Path(path).resolve()
+    if not path.is_file():
+        home, name = (find_root(path) or path.parent) / "experiments" / "sweeps", path.name.removesuffix(".yaml")
+        known = {p.stem: p for folder in ([path.parent, home] if bare else [path.parent]) for p in sorted(folder.glob("*.yaml"))}
+        if name not in known: raise SweepError(f"{path}: {nearest('sweep', name, known)}")
+        path = known[name]
     data, root = read_yaml(path), find_root(path)
     for name in data:
         if name not in ("notebook", "defaults", "runs"): raise SweepError(f"{path}: {nearest('field', name, ('notebook', 'defaults', 'runs'))}")
@@ -129,8 +130,10 @@ def head(self: Identifier,
     if mark in self.open: raise SweepError(f"{sweep.name}: a run builds on itself: {entry}")
     if mark in self.heads: return self.heads[mark]
     self.open.append(mark)
-    needs = {n: self.dependency(sweep, n, v, entry.get("seed", sweep.spec.defaults.get("seed"))) for n, v in entry.items() if isinstance(v, dict)}
-    try: params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
+    try:
+        own = resolve(sweep.spec, {n: v for n, v in entry.items() if not isinstance(v, dict)})
+        needs = {n: self.dependency(sweep, n, v, own.get("seed")) for n, v in entry.items() if isinstance(v, dict)}
+        params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
     except ParameterError as error: raise SweepError(f"{sweep.name}: {entry}: {error}") from None
     corpus = self.corpus(params["corpus"]) if params.get("corpus") else None
     if sweep.notebook not in self.codes: self.codes[sweep.notebook] = code_hash(sweep.notebook)

@@ -260,8 +260,13 @@ class Coherence(NamedTuple):
 class CoherenceScorer:
     "Scores thoughts by a model and the frozen warm start"
 
-    def __init__(self, reference: ContextualGPT, end: int):
-        self.reference, self.end = reference, end
+    def __init__(
+        self,
+        reference: ContextualGPT,
+        end: int,  # the symbol after a thought
+        pad: int,  # the symbol before a short question
+    ):
+        self.reference, self.end, self.pad = reference, end, pad
 
     @torch.no_grad()
     def __call__(
@@ -279,9 +284,17 @@ class CoherenceScorer:
 
     def alike(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], found: Thoughts) -> Float[Tensor, "b g"]:
         "Cosine between the mean hidden states of question and thought, each read by itself and centred over the batch, from [−1, 1] to [0, 1]; 1/2 for an empty thought and for a question alone"
-        ids, inside, question = found.ids[..., 1:], found.inside[..., 1:, None], model.hidden(prompt).mean(1)  # without the start symbol: read as a question is
-        thought = (model.hidden(ids.flatten(0, 1)).unflatten(0, ids.shape[:2]) * inside).sum(2) / inside.sum(2).clamp(min=1)
-        return (1 + F.cosine_similarity((question - question.mean(0))[:, None], (thought - thought.mean((0, 1))) * inside.any(2), dim=-1)) / 2
+        ids, inside, asked = found.ids[..., 1:], found.inside[..., 1:], (prompt != self.pad).cumsum(1) > 0  # without the start symbol: read as a question is
+        thought = _centred(model.hidden(ids.flatten(0, 1)), inside.flatten(0, 1)).unflatten(0, ids.shape[:2])
+        return (1 + F.cosine_similarity(_centred(model.hidden(prompt), asked)[:, None], thought, dim=-1)).float() / 2
+
+
+def _centred(states: Float[Tensor, "b t d"], inside: Bool[Tensor, "b t"]) -> Float[Tensor, "b d"]:
+    "Mean states of the rows that have any, less the mean of these; zero where nothing but rounding is left"
+    mean = (states.double() * inside[..., None]).sum(1) / inside.sum(1, keepdim=True).clamp(min=1)
+    some = inside.any(1, keepdim=True)
+    rest = (mean - mean.sum(0) / some.sum().clamp(min=1)) * some
+    return rest * (rest.norm(dim=-1, keepdim=True) > 1e-5 * mean.norm(dim=-1, keepdim=True))
 
 
 def thought_diversity(
@@ -335,7 +348,7 @@ def kl_without_thoughts(
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
 ) -> Float[Tensor, ""]:
-    "The published penalty: KL in nats of the policy behind its thought to the warm start that answers at once, mean over the characters of the true answers"
+    "The published penalty: KL in nats of the policy behind its thought to the warm start that answers at once, mean over the characters of the true answers; it holds no character of a thought"
     ids, there = with_answer(found, answer, end)
     with torch.no_grad(): ref = branch_logits(reference, answer[:, None]).log_softmax(-1).expand(-1, ids.shape[1], -1, -1)
     return kl_exact(branch_logits(trunk, ids).log_softmax(-1)[there], ref[to_end(answer)[:, None].expand(ref.shape[:-1])]).mean()
@@ -381,8 +394,8 @@ class ThoughtRL:
         tens = self.episodes // 10
         self.note(flat, reward, len(prompt))
         more = dict(right=right.float().mean().item(), cut=1 - found.ended.float().mean().item(), answer_cut=1 - (found.chosen & ~found.inside & (found.ids == self.task.vocab["\n"])).any(-1).float().mean().item(), characters=found.inside.sum(-1).float().mean().item(), thought_entropy=entropy(logits.detach().log_softmax(-1))[found.chosen].mean().item(), zero_variance=flat.float().mean().item())
-        named = dict(episode=self.episodes, reward=reward.mean().item(), avg_reward_100=sum(self.recent) / len(self.recent), num_thoughts=reward.shape[1]) | (dict(kl_divergence=kl.item()) if self.reference else {})
-        if self.reference and self.episodes // 10 > tens: named["coherence"] = CoherenceScorer(self.reference, self.thoughts.end)(model, prompt, Thoughts(*(x[:, :1] for x in found)), answer).composite.mean().item()  # of one thought a question
+        named = dict(episode=self.episodes, reward=reward.mean().item(), avg_reward_100=sum(self.recent) / len(self.recent), num_thoughts=reward.shape[1]) | (dict(kl_divergence=kl.item()) if self.reference else {}) | ({} if held else dict(kl_penalty=penalty.item()))
+        if self.reference and self.episodes // 10 > tens: named["coherence"] = CoherenceScorer(self.reference, self.thoughts.end, self.task.vocab["\n"])(model, prompt, Thoughts(*(x[:, :1] for x in found)), answer).composite.mean().item()  # of one thought a question
         return loss + self.cfg.beta * penalty if self.cfg.beta else loss, {f"rl/{k}": v for k, v in named.items()} | more | dict(generated=int(found.chosen.sum()), tokens=int(found.chosen.sum()))
 
     def thinking(self, found: Thoughts) -> Bool[Tensor, "b g n"]:
@@ -480,7 +493,7 @@ def _validated(model, reference, task, thoughts, items, generator):
     greedy = write(trunk, 1, temperature=0.0)
     ended = time.process_time()
     drawn = write(trunk, generator=generator)
-    score = CoherenceScorer(reference, thoughts.end)(model, prompt, drawn, answer)
+    score = CoherenceScorer(reference, thoughts.end, task.vocab["\n"])(model, prompt, drawn, answer)
     hits = {name: right_answers(task, answer, ids, items).float() for name, ids in (("direct", direct), ("greedy", greedy.ids), ("sampled", drawn.ids))}
     parts = {f"coherence_{name}": part.mean().item() for name, part in (score._asdict() | dict(composite=score.composite)).items()}
     found = {f"accuracy_{name}": hit.mean().item() for name, hit in hits.items()} | parts | dict(thought_length=drawn.inside.sum(-1).float().mean().item(), thought_diversity=thought_diversity(Thoughts(*(x[:32] for x in drawn))), truncated=1 - drawn.ended.float().mean().item(), inference_time_ms=1000 * (ended - between) / len(items), direct_time_ms=1000 * (between - started) / len(items))
@@ -541,9 +554,10 @@ class Watch:
         every: int,  # episodes from one test to the next, or a few more
         validator: Callable[[Evidence], Report] | None,  # none: every state is good
         keep: Callable,  # called with a model whose state is good
+        last: int,  # episodes in all: the state at the end is not kept here, it is judged once more
         forgiven: Sequence[str] = (),  # tests that the warm start fails itself, so that they say nothing about training
     ):
-        self.judge, self.objective, self.between, self.every, self.validator, self.keep, self.forgiven = judge, objective, between, every, validator, keep, forgiven
+        self.judge, self.objective, self.between, self.every, self.validator, self.keep, self.last, self.forgiven = judge, objective, between, every, validator, keep, last, forgiven
 
     def __call__(self, model: ContextualGPT) -> dict[str, float]:
         found, evidence = self.judge(model)
@@ -552,8 +566,8 @@ class Watch:
             report = self.validator(evidence)
             row |= {k: float(v) for k, v in report.metrics().items() if not math.isnan(v)}
             self.check(report, now, row)
-            self.keep(model)
-        elif not self.validator: self.keep(model)
+        elif self.validator: return row
+        if now < self.last: self.keep(model)
         return row
 
     def check(self, report: Report, episode: int, row: dict[str, float] | None = None) -> None:
@@ -590,6 +604,16 @@ def _belongs(folder: Path, said: dict) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     write_synced(file, json.dumps(said, indent=1))
+
+
+def _fitting(model: ContextualGPT, task: Task, thoughts: ThoughtConfig, n: int, seed: int) -> tuple[list[Item], Callable[[Item], bool]]:
+    "Test questions that a model has room for, and whether others are such; a few may be wider than any that the warm start was built for"
+    questions = distinct(task, n, seed)
+    longest = max(len(i.completion()) for i in questions)
+    fits = lambda i: len(i.prompt) + thoughts.length + 1 + longest <= model.cfg.context and len(i.completion()) <= longest
+    questions = distinct(task, n, seed, fits) or questions
+    thoughts.check(model.cfg, max(len(i.prompt) for i in questions), longest)
+    return questions, fits
 
 
 class Baked(NamedTuple):
@@ -642,7 +666,7 @@ def run_step2_rl(
     items: int = 200,  # test questions of every validation, and as many others for the last one
     validate_every: int = 100,  # episodes; at most a tenth of the run
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
-    validator: Callable[[Evidence], Report] | None = AntiTheaterValidator(),
+    validator: Callable[[Evidence], Report] | None = AntiTheaterValidator(),  # without a memory: a run that goes on asks it again
     callbacks: tuple = (),  # called with each row
     seed: int = 0,  # of questions and draws
     progress: bool = True,
@@ -652,11 +676,7 @@ def run_step2_rl(
     asked, folder = _asked(task), Path(folder)
     baked = _warm(baked, asked, task[0])
     reference, model = copy.deepcopy(baked).requires_grad_(False).eval(), copy.deepcopy(baked).requires_grad_(True)
-    questions = distinct(asked, 2 * items, seed)
-    longest = max(len(i.completion()) for i in questions)
-    fits = lambda i: len(i.prompt) + thoughts.length + 1 + longest <= model.cfg.context and len(i.completion()) <= longest
-    questions = distinct(asked, 2 * items, seed, fits) or questions  # a few may be wider than any that the warm start was built for
-    thoughts.check(model.cfg, max(len(i.prompt) for i in questions), longest)
+    questions, fits = _fitting(model, asked, thoughts, 2 * items, seed)
     objective = ThoughtRL(asked, thoughts, cfg, reference, seed, str(model.position.weight.device))
     training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
@@ -666,26 +686,33 @@ def run_step2_rl(
     if not good.exists(): save_model(good, model, task, thoughts)
     judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), validator or AntiTheaterValidator()
     start = tests(judge(model)[1])
-    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), start.decided_failures)
+    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, start.decided_failures)
     judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
-    passed = True
+    log, passed = folder / "log.json", True
+    note = lambda **more: write_synced(log, json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
+    log.unlink(missing_ok=True)  # of an earlier call
     try: train(model, objective, Questions(asked, batch, seed, fits), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
     except NothingToLearn as why: stopped = str(why)
     except TheaterFound as why:
         stopped, passed = str(why), False
         rows.append({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
         for callback in callbacks: callback(rows[-1])
+    except BaseException as why:
+        stopped = f"{type(why).__name__}: {why}"
+        note()
+        raise
     if passed:  # the state at the end, unless it fails now
         try:
-            if validator: watch.check(validator(judge_last(model)[1]), objective.episodes)
+            if validator:
+                watch.forgiven = validator(judge_last(reference)[1]).decided_failures  # on these questions
+                watch.check(validator(judge_last(model)[1]), objective.episodes)
             save_model(good, model, task, thoughts)
-        except TheaterFound as why: stopped = str(why)
-    kept, *_ = load_model(good)
+        except TheaterFound as why: stopped = "; ".join(filter(None, (stopped, str(why))))
+    kept = load_model(good)[0].to(model.position.weight.device)
     if stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), baked.parameters())): stopped += "; the model is the warm start, unchanged"
-    final, evidence = judge_last(kept.to(model.position.weight.device))
+    final, evidence = judge_last(kept)
     report = tests(evidence)
-    told = {name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))}
-    write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], final=plain(final), stopped=stopped) | told, indent=1))
+    note(final=plain(final), **{name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
     return Reinforced(kept, rows, final, report, stopped, start)
 
 

@@ -118,6 +118,9 @@ def test_what_a_run_builds_on_has_to_go_with_it(project):
     run = start(project, seed=3, steps=5, warm_start=f"run:{first.head['id']}")
     assert run.dependency("warm_start", ("seed",), mode="fine") == run.dependency("warm_start") == project / "runs" / first.head["id"]
     with pytest.raises(ValueError, match="does not go with this run: steps is 4 there, 5 is needed; mode is 'fine' there, 'none' is needed"): run.dependency("warm_start", ("seed", "steps"), mode="none")
+    with pytest.raises(FloatingPointError):
+        with start(project, seed=9) as lost: raise FloatingPointError("nan at step 3")
+    with pytest.raises(ValueError, match="is a run that diverged: nan at step 3"): start(project, seed=10, warm_start=f"run:{lost.head['id']}").dependency("warm_start")
     with pytest.raises(ValueError, match="warm_start is 'runs/nothing', needs run:ID"): start(project, seed=4, warm_start="runs/nothing").dependency("warm_start")
 
 

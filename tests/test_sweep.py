@@ -327,7 +327,11 @@ def test_a_sweep_is_known_with_its_folder_and_ending_or_without(toy, monkeypatch
     toy.sweep("  - {seed: 1}", "walk")
     monkeypatch.chdir(toy.root)
     assert {read_sweep(name).name for name in ("walk", "walk.yaml", "experiments/sweeps/walk", "experiments/sweeps/walk.yaml")} == {"walk"}
-    with pytest.raises(SweepError, match="did you mean 'walk'"): read_sweep("wlk")
+    (toy.root / "walk").mkdir()  # a folder of that name does not matter
+    assert read_sweep("walk").name == "walk"
+    for other in ("wlk", "walk.v2", "experiments/sweeps/walk.v2", "walk.yml"):
+        with pytest.raises(SweepError, match="did you mean 'walk'"): read_sweep(other)
+    with pytest.raises(SweepError, match="no sweep 'walk'"): read_sweep("experiments/claims/walk")
 
 
 # --- refused before anything runs ------------------------------------------------------------------------------------

@@ -195,7 +195,7 @@ def test_each_corruption_lowers_its_part_of_coherence(trained):
     def thoughts_of(ids):
         place = torch.arange(ids.shape[-1])
         return Thoughts(ids, (place > 0).expand_as(ids), ((place > 0) & (place < 6)).expand_as(ids), torch.ones(64, 1, dtype=torch.bool))
-    score, good = CoherenceScorer(trained, END), thoughts_of(ids)
+    score, good = CoherenceScorer(trained, END, STOP), thoughts_of(ids)
     whole = score(trained, prompt, good, answer)
     garbled, noise, other = ids.clone(), ids.clone(), torch.cat([ids[..., :1], ids[..., 1:].roll(1, 0)], -1)
     garbled[:, :, 1:6] = ids[:, :, 1:6].flip(-1)
@@ -217,10 +217,24 @@ def test_semantic_coherence_is_the_angle_between_question_and_thought(turn, scor
             told = turn * own[:, None].expand(4, 3, 3).flatten(0, 1) + torch.tensor([2.0, 0, 5.0]) * (turn != 0) + own.roll(2, 0)[:, None].expand(4, 3, 3).flatten(0, 1) * (turn == 0)
             return torch.where(found.inside[..., 1:].flatten(0, 1)[..., None], told[:, None], torch.randn(*ids.shape, 3))
     found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
-    scored = CoherenceScorer(fresh(), END).alike(Model(fresh().cfg), prompt, found)
+    scored = CoherenceScorer(fresh(), END, STOP).alike(Model(fresh().cfg), prompt, found)
     assert torch.allclose(scored, torch.tensor(score), atol=1e-6)
-    empty = found._replace(inside=found.inside & (torch.arange(3) > 0)[:, None])
-    assert torch.allclose(CoherenceScorer(fresh(), END).alike(fresh(std=0.1), prompt, empty)[:, 0], torch.tensor(0.5)) and torch.allclose(CoherenceScorer(fresh(), END).alike(fresh(std=0.1), prompt[:1], Thoughts(*(x[:1] for x in found))), torch.tensor(0.5), atol=1e-6)
+
+
+def test_semantic_coherence_without_anything_to_tell():
+    "Empty thoughts, thoughts that are all alike and a question alone have one half; empty ones and padding before a question change nothing for the others"
+    (prompt, *_), found, model = questions(7), written(fresh(), questions(7)[0]), fresh(std=0.1)
+    found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
+    alike = lambda found, prompt=prompt: CoherenceScorer(model, END, STOP).alike(model, prompt, found)
+    whole, empty = alike(found), found._replace(inside=found.inside & (torch.arange(3) > 0)[:, None])
+    assert torch.equal(alike(empty)[:, 0], torch.full((7,), 0.5)) and torch.allclose(alike(empty)[:, 1:], alike(Thoughts(*(x[:, 1:] for x in found))), atol=1e-6) and (whole - 0.5).abs().min() > 1e-4
+    same = found._replace(ids=found.ids[:1, :1].expand_as(found.ids))
+    assert torch.equal(alike(same), torch.full((7, 3), 0.5)) and torch.equal(alike(Thoughts(*(x[:1] for x in found)), prompt[:1]), torch.full((1, 3), 0.5))
+    class Placeless(ContextualGPT):
+        "Hidden states that are the symbols'"
+        def hidden(self, ids, cache=None): return model.token(ids)
+    plain = CoherenceScorer(model, END, STOP)
+    assert torch.allclose(plain.alike(Placeless(model.cfg), torch.nn.functional.pad(prompt, (2, 0), value=STOP), found), plain.alike(Placeless(model.cfg), prompt, found), atol=1e-6)
 
 
 def test_diversity():
@@ -321,9 +335,10 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
         calls.append(evidence)
         return Report(good, bad if len(calls) == 2 else good, good)
     assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
+    assert small(tmp_path / "always", trained, validator=lambda evidence: Report(good, bad, good)).stopped == ""
 
 
-def test_a_last_state_that_fails_is_not_kept(tmp_path, trained):
+def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
     "The validator lets every state pass but the one at the end"
     good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
     calls = {"a": 0, "b": 0}
@@ -332,11 +347,15 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained):
             calls[folder] += 1
             return Report(good, bad if calls[folder] == fails_at else good, good)
         return validate
-    assert not small(tmp_path / "a", trained, validator=validator("a")).stopped
-    tmp_path = tmp_path / "b"
+    whole, seen = small(tmp_path / "a", trained, validator=validator("a")), []
+    tmp_path, real = tmp_path / "b", thought_rl.save_model
+    def keep(file, model, *rest):
+        seen.append(model.token.weight.detach().clone())
+        return real(file, model, *rest)
+    monkeypatch.setattr(thought_rl, "save_model", keep)
     result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
-    assert "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
-    assert all(torch.equal(p, q) for p, q in zip(load_model(tmp_path / "model.safetensors")[0].parameters(), result.model.parameters()))
+    assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
+    assert torch.equal(result.model.token.weight, seen[-1]) and not torch.equal(result.model.token.weight, whole.model.token.weight) and not torch.equal(seen[-1], seen[0])
     said = json.loads((tmp_path / "log.json").read_text())
     assert said["stopped"] == result.stopped and len(said["rows"]) == 12 and said["final"]["accuracy_greedy"] == result.final["accuracy_greedy"] and said["report"]["ablation"]["verdict"] == "pass"
 
@@ -344,13 +363,13 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained):
 def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
     "Nineteen names, and after which episodes; the last 100 rewards by hand"
     monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "gsm8k_accuracy")
-    result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=40, lr=1e-3, warmup=2), validate_every=100)
+    result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=100, lr=1e-3, warmup=2), validate_every=100)
     told = {name: [r["rl/episode"] for r in result.rows if f"rl/{name}" in r] for name in set().union(*({k.removeprefix("rl/") for k in r if k.startswith("rl/")} for r in result.rows))}
-    often, hundred = list(range(10, 401, 10)), list(range(40, 401, 40))
+    often, hundred = list(range(10, 1001, 10)), list(range(100, 1001, 100))
     assert all(told[name] == often for name in ("episode", "reward", "avg_reward_100", "kl_divergence", "coherence", "num_thoughts"))
     assert all(told[name] == hundred for name in ("coherence_semantic", "coherence_syntactic", "coherence_predictive", "coherence_composite", "thought_length", "thought_diversity", "inference_time_ms", "gsm8k_accuracy"))
     assert all(told[name] == hundred for name in ("anti_theater_divergence", "anti_theater_ablation", "anti_theater_all_passed")) and set(told.get("anti_theater_correlation", [])) <= set(hundred)
-    assert [r["rl/avg_reward_100"] for r in result.rows] == pytest.approx([sum(r["rl/reward"] for r in result.rows[max(0, i - 9) : i + 1]) / min(10, i + 1) for i in range(40)], abs=1e-5)
+    assert [r["rl/avg_reward_100"] for r in result.rows] == pytest.approx([sum(r["rl/reward"] for r in result.rows[max(0, i - 9) : i + 1]) / min(10, i + 1) for i in range(100)], abs=1e-5)
 
 
 def test_tests_for_theater_come_when_they_would_have_come_without_a_stop(tmp_path, trained):
@@ -541,7 +560,26 @@ def test_kl_to_the_warm_start_without_thoughts():
     assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
     losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
     assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
-    assert losses[0][1]["rl/kl_divergence"] == pytest.approx(losses[1][1]["rl/kl_divergence"])
+    assert losses[0][1]["rl/kl_divergence"] == pytest.approx(losses[1][1]["rl/kl_divergence"]) and losses[1][1]["rl/kl_penalty"] == pytest.approx(told.item()) and "rl/kl_penalty" not in losses[2][1]
+
+
+def test_kl_without_thoughts_ends_where_answers_end():
+    "Sums of one to four digits: answers of several lengths, whose padding does not count"
+    task = load_task("addition", (1, 4))
+    items = task.sample(8, 3)
+    thoughts, (prompt, answer) = thoughts_for(task, items, 2), task.encode(items)
+    torch.manual_seed(0)
+    models = [thinker(task, items, n_layers=1, width=16) for _ in range(2)]
+    for m in models: [torch.nn.init.normal_(p, std=0.2) for p in m.parameters()]
+    found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Trunk(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
+    assert len(set(lengths := [len(i.completion()) for i in items])) > 1
+    for i, n in enumerate(lengths):
+        logp_of = lambda m, *before, n=n, known=(answer[i, :n],): m(torch.cat([*before, *known])[None])[0, -n - 1 : -1].log_softmax(-1)
+        ref = logp_of(models[1], prompt[i])
+        for g in range(2):
+            logp = logp_of(models[0], prompt[i], found.ids[i, g, : found.ids[i, g].tolist().index(thoughts.end) + 1])
+            terms.append((logp.exp() * (logp - ref)).sum(-1))
+    assert torch.allclose(kl_without_thoughts(Trunk(models[0], prompt), Trunk(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
 
 
 def test_answers_that_never_end_are_counted():
@@ -567,7 +605,7 @@ def test_coherence_is_logged_once_in_ten_episodes():
     assert seen == [False, False, True, False, True, False] and objective.episodes == 24
     objective, model, (prompt, answer, items) = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), fresh(1), seed=0), fresh(), questions(12)
     found = written(model, prompt)
-    first, every = (CoherenceScorer(fresh(1), END)(model, prompt, Thoughts(*(x[:, part] for x in found)), answer).composite.mean().item() for part in (slice(1), slice(None)))
+    first, every = (CoherenceScorer(fresh(1), END, STOP)(model, prompt, Thoughts(*(x[:, part] for x in found)), answer).composite.mean().item() for part in (slice(1), slice(None)))
     assert objective(model, (prompt, answer, items))[1]["rl/coherence"] == pytest.approx(first, abs=1e-5) and abs(first - every) > 1e-3
 
 
@@ -604,7 +642,7 @@ def test_coherence_is_that_of_each_row():
     "Mean log-probability of the thought's characters alone; the answer's gain a character"
     model, reference, (prompt, answer, _) = fresh(0, std=0.1), fresh(1, std=0.1), questions()
     found = written(model, prompt)
-    score = CoherenceScorer(reference, END)(model, prompt, found, answer)
+    score = CoherenceScorer(reference, END, STOP)(model, prompt, found, answer)
     for i in range(4):
         for g in range(3):
             e, inside = found.ids[i, g].tolist().index(END) + 1, found.inside[i, g]
