@@ -681,22 +681,20 @@ def run_step2_rl(
     training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
     _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), optimizer=type(optim).__name__, validator=validator and getattr(validator, "thresholds", getattr(validator, "__qualname__", type(validator).__qualname__)), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.contiguous() for k, v in baked.state_dict().items()})).hexdigest()))
-    good, found, stopped = folder / "model.safetensors", checkpoints(folder / "checkpoints"), ""
+    good, found, stopped, passed = folder / "model.safetensors", checkpoints(folder / "checkpoints"), "", True
     rows = [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else []  # what `train` returns is lost when it stops early
     if not good.exists(): save_model(good, model, task, thoughts)
     judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), validator or AntiTheaterValidator()
     start = tests(judge(model)[1])
     watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, start.decided_failures)
     judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
-    log, passed = folder / "log.json", True
-    note = lambda **more: write_synced(log, json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
-    log.unlink(missing_ok=True)  # of an earlier call
+    note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
+    (folder / "log.json").unlink(missing_ok=True)  # of an earlier call
     try: train(model, objective, Questions(asked, batch, seed, fits), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
     except NothingToLearn as why: stopped = str(why)
     except TheaterFound as why:
         stopped, passed = str(why), False
-        rows.append({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
-        for callback in callbacks: callback(rows[-1])
+        for callback in (rows.append, *callbacks): callback({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
     except BaseException as why:
         stopped = f"{type(why).__name__}: {why}"
         note()
