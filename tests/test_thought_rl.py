@@ -14,7 +14,7 @@ from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
-from refine_nb.tasks import Item, Prompts, load_task
+from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
 from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
@@ -295,18 +295,20 @@ def test_a_saved_model_loads_in_one_line(tmp_path, monkeypatch):
     assert torch.equal(load_model(tmp_path / "m")[0].token.weight, model.token.weight)
 
 
+PASSES, FAILS = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
+
+
 def small(folder, model, **changes):
     return run_step2_rl(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
 
 
 def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
-    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
     class Validator(AntiTheaterValidator):
         "Passes the start and two states, then fails"
         calls = 0
         def __call__(self, evidence):
             self.calls += 1
-            return Report(good, bad if self.calls == 4 else good, good)
+            return Report(PASSES, FAILS if self.calls == 4 else PASSES, PASSES)
     validator, weights = Validator(), []
     real = thought_rl.save_model
     def keep(folder, model, *rest):
@@ -323,29 +325,27 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
 
 def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
     "Ablation fails from the start, correlation at the second test"
-    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "too low")
     calls = []
     def validator(evidence):
         calls.append(evidence)
-        return Report(good, bad, bad if len(calls) == 3 else good)
+        return Report(PASSES, FAILS, FAILS if len(calls) == 3 else PASSES)
     result = small(tmp_path, trained, validator=validator)
     assert result.stopped.startswith("after 8 episodes correlation decidedly failed") and result.start.decided_failures == ["ablation"] and len(calls) == 4 and "unchanged" not in result.stopped
     calls.clear()
     def validator(evidence):
         calls.append(evidence)
-        return Report(good, bad if len(calls) == 2 else good, good)
+        return Report(PASSES, FAILS if len(calls) == 2 else PASSES, PASSES)
     assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
-    assert small(tmp_path / "always", trained, validator=lambda evidence: Report(good, bad, good)).stopped == ""
+    assert small(tmp_path / "always", trained, validator=lambda evidence: Report(PASSES, FAILS, PASSES)).stopped == ""
 
 
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
     "The validator lets every state pass but the one at the end"
-    good, bad = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
     calls = {"a": 0, "b": 0}
     def validator(folder, fails_at=0):
         def validate(evidence):
             calls[folder] += 1
-            return Report(good, bad if calls[folder] == fails_at else good, good)
+            return Report(PASSES, FAILS if calls[folder] == fails_at else PASSES, PASSES)
         return validate
     whole, seen = small(tmp_path / "a", trained, validator=validator("a")), []
     tmp_path, real = tmp_path / "b", thought_rl.save_model
@@ -362,6 +362,7 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
 
 def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
     "Nineteen names, and after which episodes; the last 100 rewards by hand"
+    assert thought_rl.PROXIES == {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # one of the two a run
     monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "gsm8k_accuracy")
     result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=100, lr=1e-3, warmup=2), validate_every=100)
     told = {name: [r["rl/episode"] for r in result.rows if f"rl/{name}" in r] for name in set().union(*({k.removeprefix("rl/") for k in r if k.startswith("rl/")} for r in result.rows))}
