@@ -153,7 +153,7 @@ class Report(NamedTuple):
 
 
 class AntiTheaterValidator:
-    "Judges evidence by the three tests"
+    "Judges evidence by the three tests; raises `ValueError` for a threshold of another name"
 
     def __init__(
         self,

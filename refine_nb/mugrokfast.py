@@ -96,7 +96,7 @@ def _visible_logits(
 
 
 class LogitWatch:
-    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches"
+    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches; raises `ValueError` for a model without attention"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
@@ -140,7 +140,7 @@ def qk_clip(
 # %% ../nbs/13_mugrokfast.ipynb #mg5
 @dataclass(frozen=True)
 class MuGrokfastConfig:
-    "All settings of `MuGrokfast`; every part can be switched off"
+    "All settings of `MuGrokfast`; every part can be switched off; raises `ValueError` for a number out of range"
 
     lr: float = 5e-4  # of the hidden matrices; the loop's schedule replaces it
     other_lr: float = 1.0  # learning rate of all other parameters, as a multiple of it
@@ -166,7 +166,7 @@ class MuGrokfastConfig:
         name: str,  # "bake" or "rl", as published; or "bake_tuned"
         **overrides,  # fields to change
     ) -> "MuGrokfastConfig":
-        "The settings of a step: warm start or reinforcement"
+        "The settings of a step: warm start or reinforcement; raises `ValueError` for another name"
         if name not in PRESETS: raise ValueError(nearest("preset", name, PRESETS))
         return replace(PRESETS[name], **overrides)
 

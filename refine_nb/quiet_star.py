@@ -31,7 +31,7 @@ from .trigram import eval_mode
 # %% ../nbs/14_quiet_star.ipynb #qs1
 @dataclass(frozen=True)
 class ThoughtConfig:
-    "What a thought looks like"
+    "What a thought looks like; raises `ValueError` for a number out of range and for symbols that are one"
 
     start: int  # id of the symbol before a thought
     end: int  # id of the symbol after it
@@ -54,7 +54,7 @@ class ThoughtConfig:
 
 # %% ../nbs/14_quiet_star.ipynb #qs2
 class Reading:
-    "Texts that were read once: thoughts leave them at any position, in writing and in learning"
+    "Texts that were read once: thoughts leave them at any position, in writing and in learning; raises `TypeError` for a model that reads in another way"
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Reading:
 
 
 class Forks:
-    "Branches that leave a text at many positions; call them with the characters that they read next"
+    "Branches that leave a text at many positions; call them with the characters that they read next; raises `ValueError` for positions outside of the text or the context"
 
     def __init__(
         self,
@@ -147,7 +147,7 @@ PLACES = ("every", "end", "entropy", "difficulty", "random")
 
 
 class ThoughtInjector:
-    "Chooses the positions after which a model thinks"
+    "Chooses the positions after which a model thinks; raises `ValueError` for an unknown place, for fewer than one and for more than a text has"
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ MIXINGS = ("gate", "attention")
 
 
 class MixingHead(nn.Module):
-    "How much each thought has to say"
+    "How much each thought has to say; raises `ValueError` for an unknown kind"
 
     def __init__(
         self,
@@ -313,7 +313,7 @@ def true_after(
 
 # %% ../nbs/14_quiet_star.ipynb #qs7
 class QuietSTaR:
-    "Objective: predict without and with thoughts, and make thoughts likelier that help (REINFORCE)"
+    "Objective: predict without and with thoughts, and make thoughts likelier that help (REINFORCE; Zelikman et al. 2024); raises `ValueError` for a weight out of range and for a policy that one thought, or a greedy one, would have to teach"
 
     def __init__(
         self,
@@ -333,6 +333,7 @@ class QuietSTaR:
         if self.policy_weight and c.temperature != 1: raise ValueError(f"temperature {c.temperature} with a policy_weight: what is learned must be what was drawn; take temperature 1, or policy_weight=0")
 
     def __call__(self, model: QuietGPT, batch: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
+        "The loss in nats a character, and its parts"
         with eval_mode(model): return self.losses(model, batch, model.cfg.thoughts)  # no dropout: the policy that thinks is the policy that learns
 
     def losses(self, model: QuietGPT, batch: Int[Tensor, "b t"], c: ThoughtConfig) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
@@ -368,7 +369,7 @@ def thought_gains(
     injector: ThoughtInjector | None = None,  # where to think; every position by default
     seed: int = 0,  # of all draws
     rows: int = 8,  # windows at a time
-) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:  # log-probability of every next character without thoughts; what thoughts add
+) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:  # log-probability of every next character without thoughts, in nats; what thoughts add
     "Where thoughts help and where they harm, in evaluation mode"
     c, injector, out = model.cfg.thoughts, injector or ThoughtInjector(), []
     generator = torch.Generator(windows.device).manual_seed(seed)
@@ -404,7 +405,7 @@ class Thoughts(NamedTuple):
 
 
 class ThoughtGenerator:
-    "Writes thoughts and answers after a prompt, from one reading of it"
+    "Writes thoughts and answers after a prompt, from one reading of it; raises `ValueError` for an answer without a character"
 
     def __init__(
         self,

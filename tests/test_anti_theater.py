@@ -72,6 +72,15 @@ def test_too_little_decides_no_correlation(change, why):
     assert found.verdict == "undecided" and why in found.why and math.isnan(found.low)
 
 
+@pytest.mark.parametrize("right, n, decides", [(20, 200, True), (180, 200, True), (19, 200, False), (181, 200, False), (20, 199, False)])
+def test_twenty_of_each_among_two_hundred_decide(right, n, decides):
+    "A score that says the opposite"
+    hits = torch.arange(n) < right
+    seen = Evidence(["a"] * n, ["b"] * n, ~hits, hits, torch.where(hits, 0.2, 0.8))
+    assert correlation_test(seen).value == pytest.approx(-1) and (correlation_test(seen).verdict == "fail") == decides
+    assert ("correlation" in AntiTheaterValidator()(seen).decided_failures) == decides
+
+
 def test_a_score_or_an_outcome_that_never_varies_has_no_correlation():
     seen = evidence(400)
     found = correlation_test(replace(seen, coherence=torch.full((400,), 0.5)))

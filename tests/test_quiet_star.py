@@ -155,7 +155,7 @@ def test_policy_gradient_is_that_of_the_expected_reward(n_thoughts, rows):
     assert torch.cosine_similarity(exact, drawn, dim=0) > 0.98 and abs(drawn.norm() / exact.norm() - 1) < 0.1
 
 
-def test_rewards_reach_the_thoughts_and_only_through_the_policy():
+def test_what_an_update_counts():
     model, batch = quiet(), random_ids(2, 12)
     objective = QuietSTaR(1.0, 0.0)
     loss, metrics = objective(model, batch)

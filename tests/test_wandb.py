@@ -34,6 +34,25 @@ def test_rows_keep_their_names(fake, tmp_path):
     assert fake[2:] == [("artifact", "thinker", "model", "folder", str(tmp_path)), ("artifact", "thinker", "model", "file", str(tmp_path / "model.safetensors")), ("finish", 0)]
 
 
+def test_a_reinforced_model_is_logged_and_kept(fake, tmp_path):
+    "All rows of a run, and its model as an artefact"
+    import torch
+
+    from refine_nb.tasks import load_task
+    from refine_nb.thought_rl import run_step2_rl, thinker, thoughts_for
+    from refine_nb.train import TrainConfig
+    task = load_task("s5", 1)
+    torch.manual_seed(0)
+    model, thoughts = thinker(task, task.sample(50), n_layers=1, width=16), thoughts_for(task, task.sample(50))
+    with WandbLog(folder=tmp_path) as log:
+        result = run_step2_rl(tmp_path / "rl", model, ("s5", 1), thoughts, training=TrainConfig(steps=4, lr=1e-3, warmup=1), batch=5, items=20, callbacks=(log,), progress=False)
+        log.artifact(tmp_path / "rl/model.safetensors", "thinker")
+    rows = [row for what, *row in fake if what == "log"]
+    assert [step for step, _ in rows] == [r["step"] for r in result.rows] == [1, 2, 3, 4]
+    for (_, sent), row in zip(rows, result.rows): assert {k: v for k, v in sent.items() if k in row} == {k: v for k, v in row.items() if k.startswith(("rl/", "val_"))} and {"rl/reward", "rl/episode", "rl/zero_variance"} <= set(sent)
+    assert fake[-2] == ("artifact", "thinker", "model", "file", str(tmp_path / "rl/model.safetensors"))
+
+
 def test_a_failed_run_says_so(fake, tmp_path):
     with pytest.raises(KeyError), WandbLog(folder=tmp_path): raise KeyError("a mistake")
     assert fake[-1] == ("finish", 1)

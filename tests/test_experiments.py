@@ -1,0 +1,145 @@
+"""What experiments define for themselves: the cells of 16_thought_rl and 16_longer_problems up to their training, on small models"""
+from contextlib import chdir
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+
+import refine_nb.runs
+from refine_nb.branches import Trunk
+from refine_nb.tasks import S5, split_of
+from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cells(name, folder, monkeypatch, until, **params):
+    "The variables of an experiment after its cells up to the one that holds `until`, in its smoke preset with other parameters, without a record"
+    def start_run(experiment, live, presets): return SimpleNamespace(params=presets["smoke"] | {k: v for k, v in live.items() if k in known and v is not None}, dir=folder, checkpoint_dir=folder)
+    monkeypatch.setattr(refine_nb.runs, "start_run", start_run)
+    ns = {"display": print}
+    with chdir(folder):
+        for cell in nbformat.read(ROOT / f"experiments/{name}.ipynb", 4).cells:
+            if cell.cell_type != "code": continue
+            exec(compile(cell.source, name, "exec"), ns)
+            if "parameters" in cell.metadata.get("tags", ()):
+                known = {k for k in ns if k not in ("PRESETS", "display", "__builtins__", "__annotations__")}
+                assert set(params) <= known
+                ns |= {"preset": "smoke"} | params
+            if until in cell.source: return ns
+    raise AssertionError(f"no cell of {name} has {until!r}")
+
+
+def spelled(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.tolist())
+
+
+def thought_rl(tmp_path, monkeypatch, **params):
+    return cells("16_thought_rl", tmp_path, monkeypatch, "class Drawing", **dict(length=1, width=32, warm_steps=80, batch=4) | params)
+
+
+def test_expert_iteration_learns_its_own_right_thoughts(tmp_path, monkeypatch):
+    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=200)
+    expert, task = ns["Expert"](), ns["problems"]
+    (prompt, written), = next(expert)
+    assert len(prompt) == len(written) == 4 * 4  # as many as are drawn
+    for question, ids in zip(prompt, written):
+        item = task.item(spelled(task, question))
+        assert ids[0] == len(task.vocab) and task.check_answer(item, spelled(task, ids[1:]).partition(":")[2])
+    asked = Questions(task, 4, 0)
+    drawn = {spelled(task, row) for _ in range(20) for row in next(asked)[0]}
+    assert {spelled(task, row) for row in prompt} <= drawn  # the questions of reward
+
+
+def test_expert_iteration_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
+    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=0)
+    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool)
+    one, other = ns["Expert"](), ns["Expert"]()
+    next(one)
+    other.load_state_dict(one.state_dict())
+    assert other.characters == one.characters > 0
+    for _ in range(2): assert all(torch.equal(a, b) for a, b in zip(next(one)[0], next(other)[0]))
+    for _ in range(60): next(one)
+    assert len(one.prompts) == len(one.written) == 1000  # the latest
+
+
+def test_nothing_right_is_nothing_to_learn(tmp_path, monkeypatch):
+    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=0)
+    ns["right_answers"] = lambda task, answer, ids, items: torch.zeros(ids.shape[:2], dtype=torch.bool)
+    with pytest.raises(ns["NothingToLearn"], match="nothing to learn from"): next(ns["Expert"]())
+
+
+@pytest.mark.parametrize("params", [dict(method="naive", beta=0.0), dict(method="naive", beta=0.5, kl_to="no_thought"), dict(method="naive", beta=0.5), dict(method="cross_entropy", beta=0.0)])
+def test_published_loss_is_reward_times_likelihood_and_penalty(tmp_path, monkeypatch, params):
+    ns = thought_rl(tmp_path, monkeypatch, length=2, **params)
+    model, batch = ns["model"], next(Questions(ns["problems"], 4, 0))
+    with torch.no_grad():
+        for p in ns["baked"].parameters(): p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    at_once = torch.tensor([True, False, True, False])
+    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool) if ids.shape[1] > 1 else at_once[:, None]
+    loss, told = ns["Published"]()(model, batch)
+    trunk, found, right = ns["Drawing"]()(model, batch)
+    earned = torch.ones(right.shape)
+    if params["method"] == "naive":
+        earned = compute_reward(right, at_once)
+        assert earned.mean() == 0.5 == told["rl/reward"]
+    expected, known = naive_loss(trunk, found, batch[1], earned, ns["thoughts"].end), Trunk(ns["baked"], batch[0])
+    penalty = kl_without_thoughts(trunk, known, found, batch[1], ns["thoughts"].end) if "kl_to" in params else compute_kl_divergence(trunk, known, found)
+    assert penalty > 1e-3
+    assert loss.item() == pytest.approx((expected + params["beta"] * penalty).item(), abs=1e-6) and told["right"] == 1
+
+
+def test_all_methods_draw_alike(tmp_path, monkeypatch):
+    "Expert iteration, the snippet and REINFORCE: the same first questions, as many thoughts and characters"
+    ns = thought_rl(tmp_path, monkeypatch, method="reinforce")
+    first, expert = next(Questions(ns["problems"], 4, 0)), ns["Expert"]()
+    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool)
+    next(expert)
+    assert torch.equal(expert.prompts[::4], first[0]) and len(expert.prompts) == 16
+    _, told = ns["ThoughtRL"](ns["problems"], ns["thoughts"], ns["ThoughtRLConfig"](), ns["baked"], 0)(ns["model"], first)
+    published = ns["Published"]()
+    published(ns["model"], first)
+    assert expert.characters == published.characters == told["generated"] > 0
+
+
+@pytest.mark.parametrize("stage", ["tune", "report"])
+def test_judged_problems_are_never_learned_from(tmp_path, monkeypatch, stage):
+    ns = thought_rl(tmp_path, monkeypatch, stage=stage, warm_steps=0, length=3)
+    task, judged = ns["problems"], {i.prompt for i in ns["judged"]}
+    assert len(judged) == 10 and all((split_of(p) == "test") == (stage == "report") for p in judged)
+    kept, every = Questions(task, 500, 0, ns["keep"]), Questions(task, 500, 0)
+    shown = lambda source: {i.prompt for _ in range(20) for i in next(source)[2]}
+    assert not judged & shown(kept) and bool(judged & shown(every)) == (stage == "tune")  # nothing else keeps them out while tuning
+
+
+def longer(tmp_path, monkeypatch, until, **params):
+    return cells("16_longer_problems", tmp_path, monkeypatch, until, **dict(steps=4) | params)
+
+
+def test_a_step_that_carries_the_rest_is_a_problem_of_its_own(tmp_path, monkeypatch):
+    carrying = longer(tmp_path, monkeypatch, "class Carrying")["kind"](4)
+    for item in carrying.sample(20):
+        assert len(item.steps) == 4 and item.steps[-1] == item.answer and carrying.check_steps(item, item.completion(worked=True))
+        for k, step in enumerate(item.steps[:-1]):
+            assert len(step) == 5 + 3 - k and S5(3 - k).item(step + "=").answer == item.answer == S5(4).item(item.prompt).answer
+
+
+@pytest.mark.parametrize("rewarded, spans", [("worked", [(1, 2)] * 4), ("longer", [(1, 2)] * 2 + [(3, 3)] * 2)])
+def test_rungs_grow_longer_half_way_and_go_on_from_a_checkpoint(tmp_path, monkeypatch, rewarded, spans):
+    ns = longer(tmp_path, monkeypatch, "class Rungs", rewarded=rewarded, longest=2, positions="fixed", batch=20, method="none")
+    rungs = ns["Rungs"]()
+    batches = [next(rungs) for _ in range(2)]
+    again = ns["Rungs"]()
+    again.load_state_dict(rungs.state_dict())
+    batches += [next(rungs) for _ in range(2)]
+    for (low, high), (_, _, items) in zip(spans, batches): assert {len(i.prompt) - 6 for i in items} == set(range(low, high + 1))
+    for batch in batches[2:]: assert torch.equal(next(again)[0], batch[0])
+
+
+def test_positions_mean_what_they_are_called(tmp_path, monkeypatch):
+    ns = longer(tmp_path, monkeypatch, "baked =", positions="none", method="none")
+    model = ns["model"]
+    assert not model.position.weight.any() and not model.position.weight.requires_grad
+    shifted = longer(tmp_path, monkeypatch, "baked =", positions="shifted", method="none")
+    assert shifted["shift"] == shifted["length_of"]("plus2") - shifted["length_of"]("taught") > 0 and shifted["model"].cfg.context == model.cfg.context + shifted["shift"]
