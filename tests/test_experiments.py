@@ -125,7 +125,7 @@ def test_a_step_that_carries_the_rest_is_a_problem_of_its_own(tmp_path, monkeypa
             assert len(step) == 5 + 3 - k and S5(3 - k).item(step + "=").answer == item.answer == S5(4).item(item.prompt).answer
 
 
-@pytest.mark.parametrize("rewarded, spans", [("worked", [(1, 2)] * 4), ("longer", [(1, 2)] * 2 + [(3, 3)] * 2)])
+@pytest.mark.parametrize("rewarded, spans", [("worked", [(1, 2)] * 4), ("hardest", [(1, 2)] * 2 + [(2, 2)] * 2), ("longer", [(1, 2)] * 2 + [(3, 3)] * 2)])
 def test_rungs_grow_longer_half_way_and_go_on_from_a_checkpoint(tmp_path, monkeypatch, rewarded, spans):
     ns = longer(tmp_path, monkeypatch, "class Rungs", rewarded=rewarded, longest=2, positions="fixed", batch=20, method="none")
     rungs = ns["Rungs"]()
@@ -137,9 +137,31 @@ def test_rungs_grow_longer_half_way_and_go_on_from_a_checkpoint(tmp_path, monkey
     for batch in batches[2:]: assert torch.equal(next(again)[0], batch[0])
 
 
-def test_positions_mean_what_they_are_called(tmp_path, monkeypatch):
-    ns = longer(tmp_path, monkeypatch, "baked =", positions="none", method="none")
-    model = ns["model"]
+def test_no_positions_are_none(tmp_path, monkeypatch):
+    model = longer(tmp_path, monkeypatch, "baked =", positions="none", method="none")["model"]
     assert not model.position.weight.any() and not model.position.weight.requires_grad
-    shifted = longer(tmp_path, monkeypatch, "baked =", positions="shifted", method="none")
-    assert shifted["shift"] == shifted["length_of"]("plus2") - shifted["length_of"]("taught") > 0 and shifted["model"].cfg.context == model.cfg.context + shifted["shift"]
+
+
+def test_every_judged_place_is_trained_where_places_are_shifted(tmp_path, monkeypatch):
+    "Judged texts in the middle of their room; rewarded ones end where the taught ones do"
+    ns = longer(tmp_path, monkeypatch, "class Rungs", positions="shifted", method="none", rewarded="longer", batch=40)
+    last = max(p.shape[1] + max(w.shape[1] for _, w in batch) for batch in (next(ns["WarmStart"](ns["worked"], 64, 0.1, 0.0, s, None, ns["shifts"]["taught"])) for s in range(60)) for p, _ in batch)
+    for k, items in ns["placed"].items():
+        first, end = ns["shifts"][k] // 2, max(len(i.text(worked=True)) for i in items)
+        assert all(i.prompt.startswith("\n" * first) and not i.prompt.startswith("\n" * (first + 1)) for i in items) and 4 <= first and end + 4 <= last + 1, (k, first, end, last)
+        assert [i.steps for i in items] == [i.steps for i in ns["judged"][k]]
+    rungs = ns["Rungs"]()
+    assert [q.shift + ns["widths"][k] for q, k in zip(rungs.questions, ("taught", "plus1"))] == [ns["widths"]["plus2"] + ns["spare"]] * 2
+    assert ns["model"].cfg.context >= last
+
+
+def test_longer_problems_are_judged_step_by_step(tmp_path, monkeypatch):
+    "A validation that writes the worked thought of every other problem"
+    ns = longer(tmp_path, monkeypatch, "baked =", method="none")
+    def validate(model, baked, task, thoughts, items, seed):
+        assert thoughts.length == max(len(",".join(i.steps)) for i in ns["judged"]["plus2"])
+        texts = [",".join(i.steps) + ":" + i.answer if n % 2 else ",".join(i.steps) + "," for n, i in enumerate(items)]
+        return dict(accuracy_direct=0.1, accuracy_greedy=0.2, accuracy_sampled=0.3, truncated=0.4), SimpleNamespace(thoughtful=texts)
+    ns["validate_episode"] = validate
+    told = ns["judge"](ns["model"])
+    assert told == {f"{name}_{k}": value for k in ("taught", "plus1", "plus2") for name, value in dict(direct=0.1, greedy=0.2, sampled=0.3, cut=0.4, steps=0.5).items()}
