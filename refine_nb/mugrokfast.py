@@ -9,7 +9,7 @@ __all__ = ['QUINTIC', 'PRESETS', 'newton_schulz', 'grokfast', 'muon_update', 'Lo
 # %% ../nbs/13_mugrokfast.ipynb #mg0imp
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,20 +51,20 @@ def grokfast(
     lam: float = 0.1,  # weight of the average, λ
 ) -> Float[Tensor, "*b"]:
     "The gradient with its slow part amplified: slow ← α slow + (1 − α) g, then g + λ slow (Lee et al. 2024)"
-    slow.lerp_(g, 1 - alpha)
-    return g + lam * slow
+    return torch.add(g, slow.lerp_(g, 1 - alpha), alpha=lam)
 
 # %% ../nbs/13_mugrokfast.ipynb #mg3
 def muon_update(
-    g: Float[Tensor, "*b m n"],
-    momentum: Float[Tensor, "*b m n"],  # moving average of the gradients
+    gs: Iterable[Float[Tensor, "m n"]],  # gradients of matrices of one shape
+    momenta: Iterable[Float[Tensor, "m n"]],  # moving averages of the gradients so far; changed in place
     beta: float = 0.95,
     match_rms: bool = True,  # scale the update to AdamW's size
-) -> Float[Tensor, "*b m n"]:  # what is subtracted, times the learning rate
-    "The orthogonalised look-ahead, scaled for its shape, in bf16 within; `momentum` is the average with g in it already"
-    m, n = g.shape[-2:]
+) -> Iterator[Float[Tensor, "m n"]]:  # what is subtracted, times the learning rate
+    "Momentum, and its look-ahead orthogonalised in bf16, all matrices at once, and scaled for their shape"
+    ahead = torch.stack([g.lerp(average.lerp_(g, 1 - beta), beta).bfloat16() for g, average in zip(gs, momenta)])
+    m, n = ahead.shape[-2:]
     scale = 0.2 * math.sqrt(max(m, n)) if match_rms else math.sqrt(max(1, m / n))
-    return newton_schulz(g.lerp(momentum, beta).bfloat16()).to(g.dtype).mul_(scale)
+    return (u.float().mul_(scale) for u in newton_schulz(ahead))
 
 # %% ../nbs/13_mugrokfast.ipynb #mg4
 class _Looking(TorchFunctionMode):
@@ -202,7 +202,7 @@ class MuGrokfast(torch.optim.Optimizer):
         "Update every parameter that has a gradient, then clip"
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            if params: getattr(self, group["rule"])(params, [self.filtered(p) for p in params], group["lr"] * group["ratio"], group["weight_decay"])
+            if params: getattr(self, group["rule"])(params, group["lr"] * group["ratio"], group["weight_decay"])
         if self.watch: self.clip()
 
     def kept(self, p: nn.Parameter, *names: str) -> list[Tensor]:
@@ -216,23 +216,21 @@ class MuGrokfast(torch.optim.Optimizer):
         "The gradient after the filter"
         return grokfast(p.grad, *self.kept(p, "slow"), self.cfg.grokfast_alpha, self.cfg.grokfast_lambda) if self.cfg.grokfast_lambda else p.grad
 
-    def muon(self, params: list[nn.Parameter], grads: list[Tensor], lr: float, weight_decay: float) -> None:
+    def muon(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         "Orthogonalised momentum, one batch for each shape"
         alike = defaultdict(list)
-        for p, g in zip(params, grads):
-            momentum, = self.kept(p, "momentum")
-            momentum.lerp_(g, 1 - self.cfg.momentum)
-            alike[p.shape].append((p, g, momentum))
-        for same in alike.values():
-            ps, gs, ms = zip(*same)
-            for p, u in zip(ps, muon_update(torch.stack(gs), torch.stack(ms), self.cfg.momentum)): p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)
+        for p in params: alike[p.shape].append(p)
+        for same in alike.values():  # one matrix after the other, while it is in the cache
+            for p, u in zip(same, muon_update(map(self.filtered, same), [self.kept(p, "momentum")[0] for p in same], self.cfg.momentum)):
+                if weight_decay: p.mul_(1 - lr * weight_decay)
+                p.add_(u, alpha=-lr)
 
-    def adamw(self, params: list[nn.Parameter], grads: list[Tensor], lr: float, weight_decay: float) -> None:
+    def adamw(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         "PyTorch's fused AdamW"
         moments = [self.kept(p, "exp_avg", "exp_avg_sq") for p in params]
         steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in params]
         beta1, beta2 = self.cfg.betas
-        adamw(params, grads, *map(list, zip(*moments)), [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8, maximize=False)
+        adamw(params, [self.filtered(p) for p in params], *map(list, zip(*moments)), [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8, maximize=False)
 
     def clip(self) -> None:
         "Bring the heads that were above the threshold in this step's forward pass down to it"

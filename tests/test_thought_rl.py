@@ -9,12 +9,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toy_project import toy_cells, write_notebook
 
 import refine_nb.thought_rl as thought_rl
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
+from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
+from refine_nb.runs import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
 from refine_nb.train import TrainConfig, train
@@ -337,7 +340,11 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
         calls.append(evidence)
         return Report(PASSES, FAILS if len(calls) == 2 else PASSES, PASSES)
     assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
-    assert small(tmp_path / "always", trained, validator=lambda evidence: Report(PASSES, FAILS, PASSES)).stopped == ""
+    always = lambda evidence: Report(PASSES, FAILS, PASSES)
+    assert small(tmp_path / "always", trained, validator=always).stopped == "" and json.loads((tmp_path / "always/log.json").read_text())["forgiven"] == ["ablation"]
+    strict = small(tmp_path / "strict", trained, validator=always, forgive=False)
+    assert strict.stopped.startswith("after 4 episodes ablation decidedly failed") and strict.stopped.endswith("unchanged") and torch.equal(strict.model.token.weight, trained.token.weight)
+    with pytest.raises(ValueError, match="another run: forgive"): small(tmp_path / "always", trained, validator=always, forgive=False)
 
 
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
@@ -410,6 +417,11 @@ def test_tests_for_theater_come_when_they_would_have_come_without_a_stop(tmp_pat
     assert tested(small(tmp_path / "b", trained, **long).rows) == tested(whole.rows) == [6, 9, 12, 18, 21, 24, 30, 33, 36, 40]
 
 
+def test_gains_that_differ_by_rounding_teach_nothing():
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=0.0))
+    assert objective.advantage(torch.tensor([[0.5, 0.5 + 5e-5, 0.5], [0.5, 0.5 + 5e-4, 0.5]]))[1].tolist() == [True, False]
+
+
 def test_one_thought_learns_without_a_baseline():
     objective, model = ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig("gain", "none", beta=0.0, patience=2)), fresh()
     for i in range(4): objective(model, questions(4, i))[0].backward()
@@ -443,6 +455,11 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another vocabulary"): small(tmp_path / "run", tmp_path / "m")
     save_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
     with pytest.raises(ValueError, match="another vocabulary"): load_model(tmp_path / "m")
+    with pytest.raises(FileNotFoundError, match="save_model"): small(tmp_path / "run", tmp_path / "nothing")
+    sums = load_task("addition", 2).sample(50)
+    with pytest.raises(ValueError, match="another vocabulary"): run_step2_rl(tmp_path / "run", fresh(), ("addition", 2), thoughts_for(load_task("addition", 2), sums))  # as many symbols, in memory
+    with pytest.raises(ValueError, match="another vocabulary"): run_step2_rl(tmp_path / "run", load_model(save_model(tmp_path / "s", fresh(), ("s5", 1), THOUGHTS))[0], ("addition", 2), thoughts_for(load_task("addition", 2), sums))
+    assert not (tmp_path / "run").exists()
     with pytest.raises(TypeError, match="NormedGPT"): save_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
 
 
@@ -588,7 +605,7 @@ def test_kl_to_the_warm_start_without_thoughts():
     assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
     losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
     assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
-    assert losses[0][1]["rl/kl_divergence"] == pytest.approx(losses[1][1]["rl/kl_divergence"]) and losses[1][1]["rl/kl_penalty"] == pytest.approx(told.item()) and "rl/kl_penalty" not in losses[2][1]
+    assert losses[0][1]["rl/kl_divergence"] == pytest.approx(losses[1][1]["rl/kl_divergence"]) and losses[1][1]["rl/kl_penalty"] == pytest.approx(told.item()) and not any("rl/kl_penalty" in losses[i][1] for i in (0, 2))
 
 
 def test_kl_without_thoughts_ends_where_answers_end():
@@ -611,7 +628,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
 
 
 def test_what_is_logged_of_thoughts_is_what_was_drawn():
-    "Entropy over chosen characters, thoughts at their limit, their length, right answers: row by row"
+    "Entropy over chosen characters of thoughts, thoughts at their limit, their length, right answers: row by row"
     model, batch = fresh(), questions(16)
     found = written(model, batch[0])
     told = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=0.0), seed=0)(model, batch)[1]
@@ -619,8 +636,8 @@ def test_what_is_logged_of_thoughts_is_what_was_drawn():
     for prompt, group, chosen, ends, item in zip(batch[0], found.ids, found.chosen, found.ended, batch[2]):
         for ids, own, ended in zip(group, chosen, ends):
             logp = model(torch.cat([prompt, ids])[None, :-1])[0, len(prompt) - 1 :].log_softmax(-1)
-            entropies += (-(logp.exp() * logp).sum(-1))[own].tolist()
             thought = ids.tolist()[1 : ids.tolist().index(END)]
+            entropies += (-(logp.exp() * logp).sum(-1))[: len(thought) + 2][own[: len(thought) + 2]].tolist()
             assert bool(own[len(thought) + 1]) == (len(thought) < THOUGHTS.length) and (ended or len(thought) == THOUGHTS.length)
             lengths.append(len(thought))
             answer = "".join([*TASK.vocab.chars, "<"][i] for i in ids.tolist()[len(thought) + 2 :])
@@ -678,12 +695,69 @@ def test_warm_start_has_room_for_more_than_the_questions_that_judge_it(tmp_path)
     assert done.thoughts.length == max(len(worked_thought(i)) for i in load_task("s5", 6).sample(5)) - 1
 
 
-def test_questions_wider_than_the_warm_start_are_left_out(tmp_path):
+def test_a_task_that_is_wider_than_the_warm_start_is_refused(tmp_path, trained):
+    "Half of the questions do not fit; or thoughts are longer than there was room for, with a file as with a model"
     task = ("s5", (1, 4))
     narrow = thinker(load_task(*task), load_task("s5", (1, 2)).sample(50), n_layers=1, width=16)
     thoughts = thoughts_for(load_task(*task), load_task("s5", (1, 2)).sample(50))
-    result = run_step2_rl(tmp_path, narrow, task, thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=8, items=20, progress=False)
-    assert len(result.rows) == 2
+    with pytest.raises(ValueError, match="do not fit a context of 27: .* context=28"): run_step2_rl(tmp_path / "a", narrow, task, thoughts, items=20)
+    for warm in (trained, save_model(tmp_path / "model.safetensors", trained, ("s5", 1), THOUGHTS)):
+        with pytest.raises(ValueError, match="a thought of 50 between two symbols"): run_step2_rl(tmp_path / "b", warm, ("s5", 1), replace(THOUGHTS, length=50), items=20)
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_answers_have_the_same_room_in_every_batch():
+    task = load_task("addition", (1, 4))
+    widths = {room: {next(Questions(task, 2, seed, room=room))[1].shape[1] for seed in range(20)} for room in (0, 6)}
+    assert len(widths[0]) > 1 and widths[6] == {6}
+    answer, items = next(Questions(task, 2, 0, room=6))[1:]
+    assert [decoded(task, a).rstrip("\n") for a in answer] == [i.answer for i in items]
+
+
+def test_the_description_s_optimizer_bakes_and_reinforces(tmp_path):
+    "MuGrokfast in both steps; with other settings it is another run"
+    with_preset = lambda name, **fields: lambda m: MuGrokfast(m, MuGrokfastConfig.preset(name, **fields))
+    short = dict(n_layers=1, width=16, training=TrainConfig(steps=6, lr=5e-3, warmup=2, checkpoint_every=3), batch=8, items=8, progress=False)
+    baked = run_step1_baking(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake"), **short)
+    plain = run_step1_baking(tmp_path / "plain", ("s5", 1), **short)
+    assert baked.rows[0]["loss"] == plain.rows[0]["loss"] and baked.rows[-1]["loss"] != plain.rows[-1]["loss"]
+    with pytest.raises(ValueError, match="another run: optimizer"): run_step1_baking(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake", grokfast_lambda=0.5), **short)
+    told = small(tmp_path / "rl", baked.model, optimizer=with_preset("rl"))
+    with pytest.raises(ValueError, match="another run: optimizer"): small(tmp_path / "rl", baked.model, optimizer=with_preset("rl", qk_clip_threshold=10.0))
+    assert len(told.rows) == 12 and not torch.equal(told.model.token.weight, baked.model.token.weight)
+
+
+def test_a_run_records_what_is_logged(tmp_path, trained):
+    "The recorder of runs as a callback: published names in its rows, validations in its curve"
+    write_notebook(tmp_path / "experiments/toy.ipynb", toy_cells())
+    run = start_run("toy", {"mode": "fine", "seed": 0, "steps": 4, "pause": 0.0, "warm_start": None}, root=tmp_path)
+    result = small(tmp_path / "rl", trained, callbacks=(run,))
+    rows = [json.loads(line) for line in (run.dir / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == list(range(1, 13)) and all(r["rl/reward"] == pytest.approx(x["rl/reward"]) for r, x in zip(rows, result.rows))
+    curve = [r for r in rows if any(k.startswith("val_") for k in r)]
+    assert {"rl/coherence_semantic", "rl/thought_diversity", "rl/inference_time_ms", "rl/anti_theater_divergence"} <= set(curve[-1])
+
+
+def test_multiple_choice_is_judged_under_its_name(tmp_path):
+    task = ("multiple_choice", 3)
+    items = load_task(*task).sample(100)
+    torch.manual_seed(0)
+    model = thinker(load_task(*task), items, n_layers=1, width=16)
+    done = run_step2_rl(tmp_path, model, task, thoughts_for(load_task(*task), items), ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
+    assert done.rows[-1]["rl/arc_accuracy"] == done.rows[-1]["val_accuracy_greedy"] and done.final["arc_accuracy"] == done.final["accuracy_greedy"] and "rl/gsm8k_accuracy" not in done.rows[-1]
+
+
+def test_the_described_tests_bring_a_run_back(tmp_path, monkeypatch):
+    "Paid for wrong answers, a model thinks its way to them: the validator itself finds that thoughts do not help any more"
+    task = load_task("s5", 2)
+    items = task.sample(50)
+    torch.manual_seed(0)
+    model = thinker(task, items, n_layers=2, width=48)
+    train(model, warm_loss, WarmStart(task, 64, 0.3, 0.0, 0), TrainConfig(steps=350, lr=6e-3, warmup=10), progress=False)
+    monkeypatch.setattr(ThoughtRL, "reward", lambda self, trunk, found, answer, items: (-(right := right_answers(self.task, answer, found.ids, items)).float(), right))
+    result = run_step2_rl(tmp_path, model, ("s5", 2), thoughts_for(task, items), ThoughtRLConfig(beta=0.0), TrainConfig(steps=60, lr=2e-3, warmup=2), batch=8, items=100, validate_every=32, progress=False)
+    assert result.start.ablation.verdict == "pass" and "ablation decidedly failed" in result.stopped and len(result.rows) < 60
+    assert result.rows[-1]["rl/anti_theater_ablation"] < 0.02 and result.final["accuracy_sampled"] > result.rows[-1]["val_accuracy_sampled"]
 
 
 def test_coherence_is_that_of_each_row():
