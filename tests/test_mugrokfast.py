@@ -67,6 +67,11 @@ def test_a_batch_is_its_matrices():
     assert torch.allclose(torch.stack([*muon_update(g, 0.3 * g)]), one, atol=0.02 * one.abs().max().item())
 
 
+def test_more_matrices_than_the_cache_holds_are_orthogonalised_in_parts():
+    g = torch.randn(5, 512, 600, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(newton_schulz(g, 2), torch.stack([newton_schulz(x, 2) for x in g]), atol=1e-5)
+
+
 @pytest.mark.parametrize("omega", [0.0, math.pi / 3, math.pi])
 def test_the_filter_has_its_frequency_response(omega):
     "|H(ω)| = |1 + λ(1 − α) / (1 − α e^{−iω})|, and at ω = 0 and π the two closed forms"
