@@ -167,7 +167,7 @@ class MuGrokfastConfig:
     @classmethod
     def preset(
         cls,
-        name: str,  # "bake" or "rl", as published; or "bake_tuned"
+        name: str,  # "bake" or "rl", as published; or "bake_tuned", "rl_tuned"
         **overrides,  # fields to change
     ) -> "MuGrokfastConfig":
         "The settings of a step: warm start or reinforcement; raises `ValueError` for another name"
@@ -179,7 +179,8 @@ PRESETS = {
     "bake": MuGrokfastConfig(lr=1e-4, grokfast_lambda=0.2, qk_clip_threshold=30.0, weight_decay=0.01),
     "rl": MuGrokfastConfig(lr=5e-4, grokfast_lambda=0.1, qk_clip_threshold=25.0, weight_decay=0.0),
 }
-PRESETS["bake_tuned"] = replace(PRESETS["bake"], lr=0.016)  # on worked arithmetic (results/mugrokfast_parts_tune); for "rl" the tuned rate is the published one
+PRESETS["bake_tuned"] = replace(PRESETS["bake"], lr=0.016)  # on worked arithmetic (results/mugrokfast_parts_tune)
+PRESETS["rl_tuned"] = replace(PRESETS["rl"], lr=2.5e-4)  # on its reward (the same table)
 
 # %% ../nbs/13_mugrokfast.ipynb #mg6
 def hidden_matrices(
