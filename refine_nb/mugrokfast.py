@@ -39,11 +39,11 @@ def newton_schulz(
     x = rearrange(g, "... m n -> (...) n m" if tall else "... m n -> (...) m n")
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     done = []
-    for x in x.split(max(2, 2**19 // x[0].numel())):  # as many at once as stay in the cache
+    for some in x.split(max(2, 2**19 // x[0].numel())):  # as many at once as stay in the cache
         for _ in range(steps):
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-        done.append(x)
+            gram = some @ some.mT
+            some = torch.baddbmm(some, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), some, beta=a)
+        done.append(some)
     x = torch.cat(done)
     return (x.mT if tall else x).reshape(g.shape)
 
