@@ -347,6 +347,21 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
     with pytest.raises(ValueError, match="another run: forgive"): small(tmp_path / "always", trained, validator=always, forgive=False)
 
 
+@pytest.mark.parametrize("forgive", [True, False])
+def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, forgive):
+    "What is judged before the trained state fails as well: the warm start on the same questions, or an earlier state"
+    calls = []
+    def validator(last):
+        calls.clear()
+        def validate(evidence):
+            calls.append(evidence)
+            return Report(PASSES, FAILS if len(calls) in last else PASSES, PASSES)
+        return validate
+    assert not small(tmp_path / "a", trained, validator=validator([]), forgive=forgive).stopped
+    n = len(calls)  # the last one is about what was kept
+    assert ("ablation decidedly failed" in small(tmp_path / "b", trained, validator=validator([n - 2, n - 1]), forgive=forgive).stopped) != forgive
+
+
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
     "The validator lets every state pass but the one at the end"
     calls = {"a": 0, "b": 0}
@@ -388,8 +403,8 @@ def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trai
     for steps, between, every in ((2000, 100, 1000), (30, 30, 30)):
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
-        training, watch = given[3:5]
-        assert (training.eval_every * 10, watch.between, watch.every, training.clip) == (between, between, every, 1.0)
+        questions, training, watch = given[2:5]
+        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every * 10, watch.between, watch.every, training.clip) == (between, between, every, 1.0)
 
 
 def test_rewards_that_stop_varying_end_a_run_with_its_model(tmp_path, trained, monkeypatch):
