@@ -103,6 +103,13 @@ def test_all_methods_draw_alike(tmp_path, monkeypatch):
     assert expert.characters == published.characters == told["generated"] > 0
 
 
+@pytest.mark.parametrize("method, canned", [("supervised", 7), ("worked", 0)])
+def test_further_examples_are_as_many_as_thoughts_with_the_phrase_or_without(tmp_path, monkeypatch, method, canned):
+    "Four thoughts for each of four questions, of the canned start's mixture"
+    source = thought_rl(tmp_path, monkeypatch, method=method, warm="canned", warm_steps=0)["source"]
+    assert source.counts == (3, 13 - canned, canned) and sum(len(prompt) for prompt, _ in next(source)) == 4 * 4
+
+
 @pytest.mark.parametrize("stage", ["tune", "report"])
 def test_judged_problems_are_never_learned_from(tmp_path, monkeypatch, stage):
     ns = thought_rl(tmp_path, monkeypatch, stage=stage, warm_steps=0, length=3)
