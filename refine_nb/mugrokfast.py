@@ -100,7 +100,7 @@ def _visible_logits(
 
 
 class LogitWatch:
-    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches; raises `ValueError` for a model without attention"
+    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches; it stays on the model, so make one for each; raises `ValueError` for a model without attention"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
