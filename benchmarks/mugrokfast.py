@@ -80,7 +80,7 @@ def costs(n: int, **shape) -> dict:
 
 
 def main(n: int) -> None:
-    result = machine_facts() | dict(load=os.getloadavg()[0], rounds=n, limits=limits(), cpu=costs(n, **SHAPE), wide=costs(n, n_layers=4, n_heads=8, width=256))
+    result = machine_facts() | dict(load=os.getloadavg()[0], rounds=n, limits=limits(), narrow=costs(n, **SHAPE), wide=costs(n, n_layers=4, n_heads=8, width=256))
     print(json.dumps(result, indent=1))
     OUT.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -1,6 +1,7 @@
 """Orthogonalisation against a decomposition, each rule against PyTorch's, the filter's response, exact clipping, routing, resumption, refusals"""
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, _visible_logits, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
-from refine_nb.quiet_star import Forks, Reading
+from refine_nb.quiet_star import Forks, QuietConfig, QuietGPT, Reading
+from refine_nb.runs import read_runs
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trm import RecursiveGPT, TRMConfig
 
@@ -306,3 +308,18 @@ def test_published_presets():
     assert (bake.lr, bake.grokfast_lambda, bake.qk_clip_threshold) == (1e-4, 0.2, 30.0) and bake.weight_decay > 0
     assert (rl.lr, rl.grokfast_lambda, rl.qk_clip_threshold, rl.weight_decay, rl.momentum) == (5e-4, 0.1, 25.0, 0.0, 0.9)
     with pytest.raises(ValueError, match="no preset 'r1'"): MuGrokfastConfig.preset("r1")
+
+
+@pytest.mark.parametrize("name, data, parts, judged, sign", [("bake_tuned", "arithmetic", dict(muon=True, grokfast_lambda=0.2), "val_loss", 1), ("rl_tuned", "reward", dict(muon=True, grokfast_lambda=0.1, qk_clip=25.0), "val_probability", -1)])
+def test_tuned_presets_have_the_rate_that_was_best(name, data, parts, judged, sign):
+    rows = read_runs(Path(__file__).parents[1] / "results/mugrokfast_parts_tune")
+    for field, value in (dict(data=data) | parts).items(): rows = rows[rows[field] == value]
+    assert rows.lr.nunique() >= 4 and (sign * rows.groupby("lr")[judged].mean()).idxmin() == MuGrokfastConfig.preset(name).lr
+
+
+def test_what_mixes_thoughts_in_is_adamws():
+    model = QuietGPT(QuietConfig(V, context=24, n_layers=1, n_heads=2, width=16, mixing="attention"))
+    hidden, mixing = set(map(id, hidden_matrices(model))), list(model.mixing.parameters())
+    assert len(hidden) == 6 and any(p.ndim == 2 for p in mixing) and not hidden & set(map(id, mixing))
+    groups = {id(p): g["rule"] for g in MuGrokfast(model).param_groups for p in g["params"]}
+    assert all(groups[id(p)] == "adamw" for p in mixing) and len(groups) == len(list(model.parameters()))
