@@ -8,7 +8,7 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'ALIKE', 'PROXIES', 'wo
            'with_answer', 'answer_logp', 'direct_logp', 'Coherence', 'CoherenceScorer', 'thought_diversity',
            'ThoughtRLConfig', 'NothingToLearn', 'compute_kl_divergence', 'kl_without_thoughts', 'ThoughtRL',
            'naive_loss', 'distinct', 'spell', 'validate_episode', 'as_logged', 'save_model', 'load_model',
-           'TheaterFound', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
+           'TheaterFound', 'forgives', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
 
 # %% ../nbs/16_thought_rl.ipynb #tl0imp
 import copy
@@ -568,6 +568,11 @@ class TheaterFound(RuntimeError):
         self.report, self.episode, self.row = report, episode, row or {}
 
 
+def forgives(test: str) -> str:
+    "The name in the log of whether a test that the warm start failed is still forgiven, 1 or 0"
+    return f"rl/anti_theater_{test}_forgiven"
+
+
 class Watch:
     "What `train` calls to evaluate: validation, tests for theater, and the last good state"
 
@@ -580,7 +585,7 @@ class Watch:
         validator: Callable[[Evidence], Report] | None,  # none: every state is good
         keep: Callable,  # called with a model whose state is good
         last: int,  # episodes in all: the state at the end is not kept here, it is judged once more
-        forgiven: Sequence[str] = (),  # tests that the warm start fails itself, so that they say nothing about training
+        forgiven: Sequence[str] = (),  # tests that the warm start fails itself, so that they say nothing about training, until they are passed
     ):
         self.judge, self.objective, self.between, self.every, self.validator, self.keep, self.last, self.forgiven = judge, objective, between, every, validator, keep, last, forgiven
 
@@ -591,6 +596,8 @@ class Watch:
             report = self.validator(evidence)
             row |= {k: float(v) for k, v in report.metrics().items() if not math.isnan(v)}
             self.check(report, now, row)
+            row |= {forgives(n): float(getattr(report, n).verdict != "pass") for n in self.forgiven}
+            self.forgiven = [n for n in self.forgiven if row[forgives(n)]]
         elif self.validator: return row
         if now < self.last: self.keep(model)
         return row
@@ -701,13 +708,13 @@ def run_step2_rl(
     validate_every: int = 100,  # episodes; at most a tenth of the run
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
     validator: Callable[[Evidence], Report] | None = AntiTheaterValidator(),  # without a memory: a run that goes on asks it again
-    forgive: bool = True,  # a test that the warm start fails itself stops nothing: it says nothing about training
+    forgive: bool = True,  # a test that the warm start fails itself stops nothing until it is passed: it says nothing about training
     callbacks: tuple = (),  # called with each row
     seed: int = 0,  # of questions and draws
     device: str | None = None,  # where the warm start is, without it; a file is read to the CPU
     progress: bool = True,
 ) -> Reinforced:
-    "Reinforce a warm start, with validation and a way back; raises `FileNotFoundError` where there is no warm start, `ValueError` for one of another vocabulary, thoughts that do not fit and a folder of another run"
+    "Reinforce a warm start, with validation and a way back; raises `FileNotFoundError` where there is no warm start, `ValueError` for one of another vocabulary, thoughts that do not fit and a folder of another run, `FloatingPointError` when training diverges"
     if min(batch, items, validate_every) < 1: raise ValueError(f"batch {batch}, items {items}, validate_every {validate_every}: each needs at least 1")
     asked, folder = _asked(task), Path(folder)
     baked = _warm(baked, asked, task[0])
@@ -722,23 +729,23 @@ def run_step2_rl(
     if not good.exists(): save_model(good, model, task, thoughts)
     judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), validator or AntiTheaterValidator()
     start = tests(judge(model)[1])
-    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, start.decided_failures if forgive else ())
+    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
     judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
     note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
     (folder / "log.json").unlink(missing_ok=True)  # of an earlier call
     try: train(model, objective, Questions(asked, batch, seed, fits, room=room), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
-    except NothingToLearn as why: stopped = str(why)
-    except TheaterFound as why:
-        stopped, passed = str(why), False
-        for callback in (rows.append, *callbacks): callback({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
+    except (NothingToLearn, TheaterFound) as why:
+        stopped, passed = str(why), isinstance(why, NothingToLearn)
+        for callback in () if passed else (rows.append, *callbacks): callback({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
     except BaseException as why:
+        why = _diverged(why, model, asked, questions, f"after {objective.episodes} episodes the model predicts no numbers any more. The last good model is {good}")
         stopped = f"{type(why).__name__}: {why}"
         note()
-        raise
+        raise why
     if passed:  # the state at the end, unless it fails now
         try:
             if validator:
-                if forgive: watch.forgiven = validator(judge_last(reference)[1]).decided_failures  # on these questions
+                if forgive: watch.forgiven = [n for n in validator(judge_last(reference)[1]).decided_failures if n in watch.forgiven or n not in start.decided_failures]  # on these questions
                 watch.check(validator(judge_last(model)[1]), objective.episodes)
             save_model(good, model, task, thoughts)
         except TheaterFound as why: stopped = "; ".join(filter(None, (stopped, str(why))))
@@ -748,6 +755,13 @@ def run_step2_rl(
     report = tests(evidence)
     note(final=plain(final), forgiven=list(watch.forgiven), **{name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
     return Reinforced(kept, rows, final, report, stopped, start)
+
+
+def _diverged(why: BaseException, model: ContextualGPT, asked: Task, questions: Sequence[Item], where: str) -> BaseException:
+    "The error itself, or what it comes from where a model's predictions are no numbers"
+    if not isinstance(why, Exception): return why
+    with torch.no_grad(), eval_mode(model): logits = model(asked.encode(questions)[0].to(model.position.weight.device))
+    return why if logits.isfinite().all() else FloatingPointError(f"training diverged: {where}; lower the learning rate or the clip, or lengthen the warm-up").with_traceback(why.__traceback__)
 
 
 def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str) -> ContextualGPT:

@@ -3,6 +3,8 @@ import copy
 import inspect
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,7 +22,7 @@ from refine_nb.quiet_star import Thoughts, ThoughtGenerator
 from refine_nb.runs import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
-from refine_nb.train import TrainConfig, train
+from refine_nb.train import TrainConfig, checkpoints, train
 from refine_nb.trm import NormedGPT
 
 TASK = load_task("s5", 1)
@@ -345,6 +347,44 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
     strict = small(tmp_path / "strict", trained, validator=always, forgive=False)
     assert strict.stopped.startswith("after 4 episodes ablation decidedly failed") and strict.stopped.endswith("unchanged") and torch.equal(strict.model.token.weight, trained.token.weight)
     with pytest.raises(ValueError, match="another run: forgive"): small(tmp_path / "always", trained, validator=always, forgive=False)
+
+
+@pytest.mark.parametrize("verdict, stops", [("pass", True), ("undecided", False)])
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_what_was_passed_in_between_is_forgiven_no_longer(tmp_path, trained, verdict, stops, broken_off):
+    "Ablation fails at the start, has `verdict` after the second update and fails from the third on; also where a run that ended between both goes on"
+    def validator(updates):
+        calls = []
+        def validate(evidence):
+            calls.append(evidence)
+            return Report(PASSES, PASSES._replace(verdict=verdict) if updates + len(calls) - 1 == 2 and len(calls) > 1 else FAILS, PASSES)
+        return validate
+    def interrupt(row):
+        if row["step"] == 2: os.kill(os.getpid(), signal.SIGINT)
+    if broken_off:
+        with pytest.raises(KeyboardInterrupt): small(tmp_path, trained, validator=validator(0), callbacks=(interrupt,))
+        assert checkpoints(tmp_path / "checkpoints")[-1].name.endswith("2")
+    result = small(tmp_path, trained, validator=validator(2 * broken_off))
+    assert result.stopped.startswith("after 12 episodes ablation decidedly failed") if stops else result.stopped == ""
+    assert [r["rl/anti_theater_ablation_forgiven"] for r in result.rows[:2]] == [1.0, 1.0 - stops]
+    assert json.loads((tmp_path / "log.json").read_text())["forgiven"] == ([] if stops else ["ablation"])
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_was_passed_is_not_forgiven_at_the_end_either(tmp_path, trained, passed):
+    "Ablation fails at the start, and at the end for the warm start and the trained model; in between it is passed, or never"
+    calls = []
+    def validator(evidence):
+        calls.append(evidence)
+        return Report(PASSES, PASSES if passed and 2 <= len(calls) <= 13 else FAILS, PASSES)
+    assert ("after 48 episodes ablation decidedly failed" in small(tmp_path, trained, validator=validator).stopped) == passed and len(calls) == 16
+
+
+def test_a_run_that_diverges_says_so(tmp_path, trained):
+    with pytest.raises(FloatingPointError, match=r"training diverged: after \d+ episodes .* The last good model is .*model.safetensors; lower the learning rate"):
+        small(tmp_path, trained, cfg=ThoughtRLConfig("gain"), training=TrainConfig(steps=12, lr=1e6, warmup=1, clip=1e9))
+    assert json.loads((tmp_path / "log.json").read_text())["stopped"].startswith("FloatingPointError: training diverged")
+    assert all(p.isfinite().all() for p in load_model(tmp_path / "model.safetensors")[0].parameters())
 
 
 @pytest.mark.parametrize("forgive", [True, False])
