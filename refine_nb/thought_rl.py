@@ -608,6 +608,11 @@ class Watch:
         if names: raise TheaterFound(report, names, episode, row)
 
 
+def _summary(found: dict[str, float]) -> str:
+    "A validation in words"
+    return f"right on {found['accuracy_greedy']:.1%} with the likeliest thought, {found['accuracy_sampled']:.1%} with drawn ones, {found['accuracy_direct']:.1%} at once"
+
+
 class Reinforced(NamedTuple):
     "What `run_step2_rl` returns"
 
@@ -617,6 +622,10 @@ class Reinforced(NamedTuple):
     report: Report  # tests for theater of the saved model, on the same
     stopped: str  # why it ended early or went back, empty if it did not
     start: Report  # tests for theater of the warm start; what it fails stops nothing
+
+    def __repr__(self) -> str:
+        tests = ", ".join(f"{name} {f.verdict}" for name, f in self.report._asdict().items())
+        return f"Reinforced({len(self.rows)} rows; {_summary(self.final)}; tests: {tests}{'; ' * bool(self.stopped)}{self.stopped})"
 
 
 def _asked(task: tuple[str, int | tuple[int, int]]) -> Task:
@@ -662,6 +671,8 @@ class Baked(NamedTuple):
     thoughts: ThoughtConfig
     rows: list[dict]
     found: dict[str, float]  # validation on test questions
+
+    def __repr__(self) -> str: return f"Baked({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.found)})"
 
 
 def run_step1_baking(

@@ -121,11 +121,16 @@ EDITS = [
 ]
 
 
+@pytest.fixture
+def package(tmp_path):
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    for name, text in LIBRARY.items(): (folder / name).write_text(text)
+    return folder
+
+
 @pytest.mark.parametrize("what, cell, file, old, new, changes", EDITS, ids=[e[0] for e in EDITS])
-def test_an_edit_changes_the_runs_that_can_come_to_it(tmp_path, what, cell, file, old, new, changes):
-    package = tmp_path / "lib"
-    package.mkdir()
-    for name, text in LIBRARY.items(): (package / name).write_text(text)
+def test_an_edit_changes_the_runs_that_can_come_to_it(tmp_path, package, what, cell, file, old, new, changes):
     notebook = write_notebook(tmp_path / "n.ipynb", [("%matplotlib inline\n" + cell, [])])
     before = code_hash(notebook, package)
     assert LIBRARY[file].count(old) == 1
@@ -133,12 +138,10 @@ def test_an_edit_changes_the_runs_that_can_come_to_it(tmp_path, what, cell, file
     assert (code_hash(notebook, package) != before) is changes
 
 
-def test_a_function_inside_a_cell_leads_on(tmp_path):
-    (tmp_path / "lib").mkdir()
-    for name, text in LIBRARY.items(): (tmp_path / "lib" / name).write_text(text)
+def test_a_function_inside_a_cell_leads_on(package):
     cells = [ast.parse("def late():\n    from lib.maths import power\n    return power(2)"), ast.parse("late()")]
-    assert set(reached(cells, tmp_path / "lib")) == {"maths", "maths.BASE", "maths.power"}
-    assert set(reached(cells[1:], tmp_path / "lib")) == set()
+    assert set(reached(cells, package)) == {"maths", "maths.BASE", "maths.power"}
+    assert set(reached(cells[1:], package)) == set()
 
 
 def test_canonical_text_is_the_same_under_every_python():
