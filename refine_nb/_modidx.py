@@ -735,6 +735,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'refine_nb.thought_rl._diverged': ('thought_rl.html#_diverged', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._fitting': ('thought_rl.html#_fitting', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._logp_written': ('thought_rl.html#_logp_written', 'refine_nb/thought_rl.py'),
+                                      'refine_nb.thought_rl._report': ('thought_rl.html#_report', 'refine_nb/thought_rl.py'),
+                                      'refine_nb.thought_rl._rows_so_far': ('thought_rl.html#_rows_so_far', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._seconds': ('thought_rl.html#_seconds', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._summary': ('thought_rl.html#_summary', 'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl._validated': ('thought_rl.html#_validated', 'refine_nb/thought_rl.py'),

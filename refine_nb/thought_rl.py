@@ -12,12 +12,14 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'ALIKE', 'PROXIES', 'wo
 
 # %% ../nbs/16_thought_rl.ipynb #tl0imp
 import copy
+import fcntl
 import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import combinations
@@ -39,7 +41,7 @@ from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .runs import nearest, plain, write_synced
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
-from .train import TrainConfig, adamw, checkpoints, train
+from .train import TrainConfig, adamw, checkpoints, read_manifest, train
 from .trigram import eval_mode
 
 # %% ../nbs/16_thought_rl.ipynb #tl1
@@ -634,17 +636,28 @@ def _asked(task: tuple[str, int | tuple[int, int]]) -> Task:
     return load_task(*task)
 
 
-def _belongs(folder: Path, said: dict) -> None:
-    "Note what a folder is for; raises `ValueError` when it is for something else"
-    file = folder / "settings.json"
-    if not file.exists() and (checkpoints(folder / "checkpoints") or (folder / "model.safetensors").exists()): raise ValueError(f"{folder} holds a run that does not say what it is: use another folder")
-    if file.exists():
-        there = json.loads(file.read_text())
-        other = [f"{k}: {there.get(k)} there, {said[k]} here" for k in said if there.get(k) != json.loads(json.dumps(said[k]))]
-        if other: raise ValueError(f"{folder} belongs to another run: {'; '.join(other)}. Use another folder")
-        return
+@contextmanager
+def _belongs(folder: Path, said: dict) -> Iterator[None]:
+    "Note what a folder is for and keep it for this call, and forget it if bad input ends the call before an update was kept; raises `ValueError` when it is for something else and `RuntimeError` while another call has it"
+    file, model = folder / "settings.json", folder / "model.safetensors"
+    if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder} is a file: name a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    write_synced(file, json.dumps(said, indent=1))
+    with open(folder / ".in_use", "w") as held:
+        try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError: raise RuntimeError(f"{folder} is in use by another call: wait for its end, or use another folder") from None
+        begun = file.exists()
+        if not begun and (checkpoints(folder / "checkpoints") or model.exists()): raise ValueError(f"{folder} holds a run that does not say what it is: use another folder")
+        if begun:
+            try: there = dict(json.loads(file.read_text()))
+            except (TypeError, ValueError) as why: raise ValueError(f"{file} is damaged ({why}): use another folder") from why
+            other = [f"{k}: {there.get(k)} there, {said[k]} here" for k in said if there.get(k) != json.loads(json.dumps(said[k]))]
+            if other: raise ValueError(f"{folder} belongs to another run: {'; '.join(other)}. Use another folder")
+        else: write_synced(file, json.dumps(said, indent=1))
+        try: yield
+        except (TypeError, ValueError):
+            if not begun and not checkpoints(folder / "checkpoints"):
+                for written in (model, file): written.unlink(missing_ok=True)
+            raise
 
 
 def _described(optim: torch.optim.Optimizer) -> dict:
@@ -675,6 +688,7 @@ class Baked(NamedTuple):
     def __repr__(self) -> str: return f"Baked({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.found)})"
 
 
+@torch.random.fork_rng()
 def run_step1_baking(
     folder: str | Path,  # gets checkpoints, what they belong to, and the model in `model.safetensors`
     task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
@@ -701,19 +715,22 @@ def run_step1_baking(
         torch.manual_seed(seed)
         model = thinker(asked, widest, n_layers, width).to(device)
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
-    _belongs(folder, dict(task=task, direct=direct, canned=canned, n_thoughts=n_thoughts, n_layers=n_layers, width=width, training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, optimizer=_described(optim)))
-    rows = train(model, warm_loss, WarmStart(asked, batch, direct, canned, seed, no_wider(widest)), training, callbacks=callbacks, checkpoint_dir=folder / "checkpoints", optimizer=optim, progress=progress)
-    file = save_model(folder / "model.safetensors", model, task, thoughts)
+    said = dict(task=task, direct=direct, canned=canned, n_thoughts=n_thoughts, n_layers=n_layers, width=width, training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, optimizer=_described(optim))
+    with _belongs(folder, said):
+        rows = train(model, warm_loss, WarmStart(asked, batch, direct, canned, seed, no_wider(widest)), training, callbacks=callbacks, checkpoint_dir=folder / "checkpoints", optimizer=optim, progress=progress)
+        if not all(p.isfinite().all() for p in model.parameters()): raise FloatingPointError(f"training diverged: there are weights that are no numbers. Use another folder than {folder}, a lower learning rate or clip, or a longer warm-up")
+        file = save_model(folder / "model.safetensors", model, task, thoughts)
     return Baked(file, model, thoughts, rows, validate_episode(model, model, asked, thoughts, questions, seed)[0])
 
 
+@torch.random.fork_rng()
 def run_step2_rl(
     folder: str | Path,  # gets checkpoints, what they belong to, the model in `model.safetensors`, and at the end all that is returned in `log.json`
     baked: ContextualGPT | str | Path,  # the warm start, or the file of a saved one
     task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
     thoughts: ThoughtConfig,
     cfg: ThoughtRLConfig = ThoughtRLConfig(),
-    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0, checkpoint_every=20),  # its `eval_every` follows from `validate_every`; episodes are counted for `accumulate` 1
+    training: TrainConfig = TrainConfig(steps=200, lr=5e-4, warmup=5, weight_decay=0.0, checkpoint_every=20),  # its `eval_every` follows from `validate_every`, and `accumulate` is 1
     batch: int = 16,  # questions an update; an episode is one question
     items: int = 200,  # test questions of every validation, and as many others for the last one
     validate_every: int = 100,  # episodes; at most a tenth of the run
@@ -727,45 +744,59 @@ def run_step2_rl(
 ) -> Reinforced:
     "Reinforce a warm start, with validation and a way back; raises `FileNotFoundError` where there is no warm start, `ValueError` for one of another vocabulary, thoughts that do not fit and a folder of another run, `FloatingPointError` when training diverges"
     if min(batch, items, validate_every) < 1: raise ValueError(f"batch {batch}, items {items}, validate_every {validate_every}: each needs at least 1")
+    if training.accumulate != 1: raise ValueError(f"accumulate {training.accumulate}: an update has the questions of one batch here; ask for batch {batch * training.accumulate}")
     asked, folder = _asked(task), Path(folder)
-    baked = _warm(baked, asked, task[0])
+    baked = _warm(baked, asked, task[0], thoughts)
     reference, model = (copy.deepcopy(baked).to(device or baked.position.weight.device).requires_grad_(learns) for learns in (False, True))
     questions, fits, room = _fitting(model, asked, thoughts, 2 * items, seed)
     objective = ThoughtRL(asked, thoughts, cfg, reference, seed, str(model.position.weight.device))
     training = replace(training, eval_every=max(1, min(validate_every, training.steps * batch // 10) // batch))
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
-    _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), forgive=forgive, validator=validator and getattr(validator, "thresholds", getattr(validator, "__qualname__", type(validator).__qualname__)), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.cpu().contiguous() for k, v in baked.state_dict().items()})).hexdigest(), optimizer=_described(optim)))
-    good, found, stopped, passed = folder / "model.safetensors", checkpoints(folder / "checkpoints"), "", True
-    rows = [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()] if found else []  # what `train` returns is lost when it stops early
-    if not good.exists(): save_model(good, model, task, thoughts)
-    judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), validator or AntiTheaterValidator()
-    start = tests(judge(model)[1])
-    watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
-    judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
-    note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
-    (folder / "log.json").unlink(missing_ok=True)  # of an earlier call
-    try: train(model, objective, Questions(asked, batch, seed, fits, room=room), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
-    except (NothingToLearn, TheaterFound) as why:
-        stopped, passed = str(why), isinstance(why, NothingToLearn)
-        for callback in () if passed else (rows.append, *callbacks): callback({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
-    except BaseException as why:
-        why = _diverged(why, model, asked, questions, f"after {objective.episodes} episodes the model predicts no numbers any more. The last good model is {good}")
-        stopped = f"{type(why).__name__}: {why}"
-        note()
-        raise why
-    if passed:  # the state at the end, unless it fails now
-        try:
-            if validator:
-                if forgive: watch.forgiven = [n for n in validator(judge_last(reference)[1]).decided_failures if n in watch.forgiven or n not in start.decided_failures]  # on these questions
-                watch.check(validator(judge_last(model)[1]), objective.episodes)
-            save_model(good, model, task, thoughts)
-        except TheaterFound as why: stopped = "; ".join(filter(None, (stopped, str(why))))
-    kept = load_model(good)[0].to(model.position.weight.device)
-    if stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), reference.parameters())): stopped += "; the model is the warm start, unchanged"
-    final, evidence = judge_last(kept)
-    report = tests(evidence)
-    note(final=plain(final), forgiven=list(watch.forgiven), **{name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
-    return Reinforced(kept, rows, final, report, stopped, start)
+    with _belongs(folder, dict(task=task, thoughts=asdict(thoughts), cfg=asdict(cfg), forgive=forgive, validator=validator and getattr(validator, "thresholds", getattr(validator, "__qualname__", type(validator).__qualname__)), training=asdict(replace(training, checkpoint_every=1)), batch=batch, items=items, seed=seed, warm_start=hashlib.sha256(save({k: v.cpu().contiguous() for k, v in baked.state_dict().items()})).hexdigest(), optimizer=_described(optim))):
+        good, rows, stopped, passed = folder / "model.safetensors", _rows_so_far(folder), "", True  # the rows that `train` returns are lost when it stops early
+        if not good.exists(): save_model(good, model, task, thoughts)
+        judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), partial(_report, validator or AntiTheaterValidator())
+        start = tests(judge(model)[1])
+        watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
+        judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
+        note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
+        try: train(model, objective, Questions(asked, batch, seed, fits, room=room), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
+        except (NothingToLearn, TheaterFound) as why:
+            stopped, passed = str(why), isinstance(why, NothingToLearn)
+            for callback in () if passed else (rows.append, *callbacks): callback({"step": why.episode // batch, "rl/episode": why.episode} | why.row)
+        except BaseException as why:
+            why = _diverged(why, model, asked, questions, f"after {objective.episodes} episodes the model predicts no numbers any more. The last good model is {good}")
+            stopped = f"{type(why).__name__}: {why}"
+            note()
+            raise why
+        if passed:  # the state at the end, unless it fails now
+            try:
+                if validator:
+                    if forgive: watch.forgiven = [n for n in validator(judge_last(reference)[1]).decided_failures if n in watch.forgiven or n not in start.decided_failures]  # on these questions
+                    watch.check(validator(judge_last(model)[1]), objective.episodes)
+                save_model(good, model, task, thoughts)
+            except TheaterFound as why: stopped = "; ".join(filter(None, (stopped, str(why))))
+        kept = load_model(good)[0].to(model.position.weight.device)
+        if stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), reference.parameters())): stopped += "; the model is the warm start, unchanged"
+        final, evidence = judge_last(kept)
+        report = tests(evidence)
+        note(final=plain(final), forgiven=list(watch.forgiven), **{name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
+        return Reinforced(kept, rows, final, report, stopped, start)
+
+
+def _rows_so_far(folder: Path) -> list[dict]:
+    "Rows of a run's last checkpoint, which has to be whole"
+    found = checkpoints(folder / "checkpoints")
+    if not found: return []
+    read_manifest(found[-1])
+    return [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()]
+
+
+def _report(validator: Callable[[Evidence], Report], evidence: Evidence) -> Report:
+    "What a validator found; raises `TypeError` for anything else"
+    report = validator(evidence)
+    if not isinstance(report, Report): raise TypeError(f"the validator returned {report!r}: it has to return a Report")
+    return report
 
 
 def _diverged(why: BaseException, model: ContextualGPT, asked: Task, questions: Sequence[Item], where: str) -> BaseException:
@@ -775,9 +806,11 @@ def _diverged(why: BaseException, model: ContextualGPT, asked: Task, questions: 
     return why if logits.isfinite().all() else FloatingPointError(f"training diverged: {where}; lower the learning rate or the clip, or lengthen the warm-up").with_traceback(why.__traceback__)
 
 
-def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str) -> ContextualGPT:
-    "A warm start for a task"
+def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str, thoughts: ThoughtConfig) -> ContextualGPT:
+    "A warm start for a task and thoughts about it"
     if not isinstance(baked, ContextualGPT): baked = load_model(baked)[0]
     chars = getattr(baked, "characters", asked.vocab.chars)  # a model that `thinker` did not make may not say
+    if baked.position.weight.dtype != torch.float32: raise ValueError(f"the warm start has weights in {baked.position.weight.dtype}: give {name}'s model as float32, by .float()")
     if baked.cfg.n_symbols != len(asked.vocab) + 1 or chars != asked.vocab.chars: raise ValueError(f"the warm start knows {baked.cfg.n_symbols} symbols, {name} with a start symbol has {len(asked.vocab) + 1}, {asked.vocab.chars!r}: it belongs to another vocabulary")
+    if (thoughts.start, thoughts.end) != (len(asked.vocab), asked.vocab[":"]): raise ValueError(f"thoughts from {thoughts.start} to {thoughts.end}: those of the warm start go from {len(asked.vocab)} to {asked.vocab[':']}, as thoughts_for says")
     return baked

@@ -22,7 +22,7 @@ from refine_nb.quiet_star import Thoughts, ThoughtGenerator
 from refine_nb.runs import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
-from refine_nb.train import TrainConfig, checkpoints, train
+from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
 from refine_nb.trm import NormedGPT
 
 TASK = load_task("s5", 1)
@@ -826,3 +826,85 @@ def test_coherence_is_that_of_each_row():
             known = row_logp(reference, prompt[i], found.ids[i, g])[inside].mean().exp() if inside.any() else torch.tensor(0.0)
             gain = row_logp(model, prompt[i], torch.cat([found.ids[i, g, :e], answer[i]]))[e:].sum() - row_logp(model, prompt[i], answer[i]).sum()
             assert torch.allclose(score.syntactic[i, g], known, atol=1e-4) and torch.allclose(score.predictive[i, g], (gain / 6).sigmoid(), atol=1e-4)
+
+
+def test_one_folder_is_for_one_call_at_a_time(tmp_path, trained):
+    refused = []
+    def second(row):
+        if row["step"] == 2:
+            with pytest.raises(RuntimeError, match="is in use by another call"): small(tmp_path, trained)
+            refused.append(row)
+    assert len(small(tmp_path, trained, callbacks=(second,)).rows) == 12 and refused
+    assert len(small(tmp_path, trained).rows) == 12  # free again
+
+
+def test_bad_input_found_late_leaves_the_folder_free(tmp_path, trained):
+    for validator in (lambda evidence: True, lambda evidence: None):
+        with pytest.raises(TypeError, match="has to return a Report"): small(tmp_path, trained, validator=validator)
+    assert [p.name for p in tmp_path.iterdir()] == [".in_use"]
+    assert len(small(tmp_path, trained).rows) == 12
+
+
+def test_bad_input_after_an_update_was_kept_leaves_the_run(tmp_path, trained):
+    def late(row):
+        if row["step"] == 9: raise ValueError("late")
+    more = dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2, checkpoint_every=3))
+    with pytest.raises(ValueError, match="late"): small(tmp_path, trained, callbacks=(late,), **more)
+    assert (tmp_path / "settings.json").exists() and load_model(tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="another run: seed"): small(tmp_path, trained, seed=1, **more)
+    assert len(small(tmp_path, trained, **more).rows) == 12
+
+
+@pytest.mark.parametrize("broken", ["{", "3"])
+def test_a_folder_that_cannot_say_what_it_is_for_is_refused(tmp_path, trained, broken):
+    (tmp_path / "settings.json").write_text(broken)
+    with pytest.raises(ValueError, match="settings.json is damaged"): small(tmp_path, trained)
+    assert (tmp_path / "settings.json").read_text() == broken
+    with pytest.raises(ValueError, match="settings.json is a file: name a folder"): small(tmp_path / "settings.json", trained)
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path, trained):
+    "Before its rows are read"
+    small(tmp_path, trained)
+    rows = checkpoints(tmp_path / "checkpoints")[-1] / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-9])
+    with pytest.raises(BadCheckpoint, match="rows.jsonl is missing or damaged"): small(tmp_path, trained)
+
+
+def test_neither_step_touches_the_random_numbers_of_its_caller(tmp_path):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    short = dict(training=TrainConfig(steps=2, lr=1e-3, warmup=1), batch=4, items=8, progress=False)
+    warm = run_step1_baking(tmp_path / "warm", ("s5", 1), n_layers=1, width=16, **short)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    run_step2_rl(tmp_path / "rl", warm.file, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_warm_start_that_diverges_is_not_saved(tmp_path):
+    class Breaks(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]: p.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match="training diverged"):
+        run_step1_baking(tmp_path, ("s5", 1), training=TrainConfig(steps=1, lr=1e-3, warmup=0), optimizer=lambda m: Breaks(m.parameters(), 1e-3), n_layers=1, width=16, batch=4, items=8, progress=False)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("change, message", [
+    (dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2, accumulate=2)), "accumulate 2: .* ask for batch 8"),
+    (dict(thoughts=replace(THOUGHTS, end=STOP)), "those of the warm start go from"),
+    (dict(baked=fresh().double()), "weights in torch.float64"),
+])
+def test_what_step_two_cannot_honour_is_refused(tmp_path, change, message):
+    settings = dict(baked=fresh(), task=("s5", 1), thoughts=THOUGHTS, training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, progress=False) | change
+    with pytest.raises(ValueError, match=message): run_step2_rl(tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_of_an_earlier_call_is_there_until_the_next_is_written(tmp_path, trained, monkeypatch):
+    small(tmp_path, trained)
+    log, seen = (tmp_path / "log.json").read_text(), []
+    monkeypatch.setattr(thought_rl, "train", lambda *args, **more: seen.append((tmp_path / "log.json").read_text()))
+    small(tmp_path, trained)
+    assert seen == [log]
