@@ -662,7 +662,7 @@ def _belongs(folder: Path, said: dict) -> Iterator[None]:
 
 def _described(optim: torch.optim.Optimizer) -> dict:
     "What tells two optimisers apart: kind and settings"
-    return dict(kind=type(optim).__name__, settings=asdict(optim.cfg) if hasattr(optim, "cfg") else {k: repr(v) for k, v in optim.defaults.items()})
+    return dict(kind=type(optim).__name__, settings=asdict(optim.cfg) if hasattr(optim, "cfg") else [{k: len(v) if k == "params" else repr(v) for k, v in group.items()} for group in optim.param_groups])
 
 
 def _fitting(model: ContextualGPT, task: Task, thoughts: ThoughtConfig, n: int, seed: int) -> tuple[list[Item], Callable[[Item], bool], int]:
@@ -726,7 +726,7 @@ def run_step1_baking(
 @torch.random.fork_rng()
 def run_step2_rl(
     folder: str | Path,  # gets checkpoints, what they belong to, the model in `model.safetensors`, and at the end all that is returned in `log.json`
-    baked: ContextualGPT | str | Path,  # the warm start, or the file of a saved one
+    baked: Baked | ContextualGPT | str | Path,  # the warm start: what step 1 returned, a model, or the file of a saved one
     task: tuple[str, int | tuple[int, int]],  # name and length, for `load_task`
     thoughts: ThoughtConfig,
     cfg: ThoughtRLConfig = ThoughtRLConfig(),
@@ -806,8 +806,9 @@ def _diverged(why: BaseException, model: ContextualGPT, asked: Task, questions: 
     return why if logits.isfinite().all() else FloatingPointError(f"training diverged: {where}; lower the learning rate or the clip, or lengthen the warm-up").with_traceback(why.__traceback__)
 
 
-def _warm(baked: ContextualGPT | str | Path, asked: Task, name: str, thoughts: ThoughtConfig) -> ContextualGPT:
+def _warm(baked: Baked | ContextualGPT | str | Path, asked: Task, name: str, thoughts: ThoughtConfig) -> ContextualGPT:
     "A warm start for a task and thoughts about it"
+    if isinstance(baked, Baked): baked = baked.model
     if not isinstance(baked, ContextualGPT): baked = load_model(baked)[0]
     chars = getattr(baked, "characters", asked.vocab.chars)  # a model that `thinker` did not make may not say
     if baked.position.weight.dtype != torch.float32: raise ValueError(f"the warm start has weights in {baked.position.weight.dtype}: give {name}'s model as float32, by .float()")

@@ -877,8 +877,16 @@ def test_neither_step_touches_the_random_numbers_of_its_caller(tmp_path):
     short = dict(training=TrainConfig(steps=2, lr=1e-3, warmup=1), batch=4, items=8, progress=False)
     warm = run_step1_baking(tmp_path / "warm", ("s5", 1), n_layers=1, width=16, **short)
     assert torch.equal(torch.random.get_rng_state(), before)
-    run_step2_rl(tmp_path / "rl", warm.file, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)
+    by_file = run_step2_rl(tmp_path / "rl", warm.file, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)
     assert torch.equal(torch.random.get_rng_state(), before)
+    again = run_step2_rl(tmp_path / "rl", warm, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)  # the same warm start, as it was returned
+    assert torch.equal(again.model.token.weight, by_file.model.token.weight)
+
+
+def test_optimizers_are_told_apart_by_their_groups(tmp_path, trained):
+    def split(first): return lambda m: torch.optim.AdamW([dict(params=[m.token.weight], lr=first), dict(params=[p for n, p in m.named_parameters() if n != "token.weight"])], lr=1e-3)
+    small(tmp_path, trained, optimizer=split(1e-3))
+    with pytest.raises(ValueError, match="another run: optimizer"): small(tmp_path, trained, optimizer=split(2e-3))
 
 
 def test_a_warm_start_that_diverges_is_not_saved(tmp_path):
