@@ -12,7 +12,6 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'ALIKE', 'PROXIES', 'wo
 
 # %% ../nbs/16_thought_rl.ipynb #tl0imp
 import copy
-import fcntl
 import hashlib
 import json
 import math
@@ -33,6 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
+from ._pool import alone
 from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
 from .branches import Trunk, branch_logits, generate
 from .candidates import entropy
@@ -641,10 +641,8 @@ def _belongs(folder: Path, said: dict) -> Iterator[None]:
     "Note what a folder is for and keep it for this call, and forget it if bad input ends the call before an update was kept; raises `ValueError` when it is for something else and `RuntimeError` while another call has it"
     file, model = folder / "settings.json", folder / "model.safetensors"
     if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".in_use", "w") as held:
-        try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise RuntimeError(f"{folder} is in use by another call: wait for its end, or use another folder") from None
+    with alone(folder / ".in_use") as mine:
+        if not mine: raise RuntimeError(f"{folder} is in use by another call: wait for its end, or use another folder")
         begun = file.exists()
         if not begun and (checkpoints(folder / "checkpoints") or model.exists()): raise ValueError(f"{folder} holds a run that does not say what it is: use another folder")
         if begun:
@@ -757,7 +755,7 @@ def run_step2_rl(
         if not good.exists(): save_model(good, model, task, thoughts)
         judge, tests = lambda m: validate_episode(m, reference, asked, thoughts, questions[: len(questions) // 2], seed), partial(_report, validator or AntiTheaterValidator())
         start = tests(judge(model)[1])
-        watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
+        watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator and tests, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
         judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
         note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
         try: train(model, objective, Questions(asked, batch, seed, fits, room=room), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
@@ -772,8 +770,8 @@ def run_step2_rl(
         if passed:  # the state at the end, unless it fails now
             try:
                 if validator:
-                    if forgive: watch.forgiven = [n for n in validator(judge_last(reference)[1]).decided_failures if n in watch.forgiven or n not in start.decided_failures]  # on these questions
-                    watch.check(validator(judge_last(model)[1]), objective.episodes)
+                    if forgive: watch.forgiven = [n for n in tests(judge_last(reference)[1]).decided_failures if n in watch.forgiven or n not in start.decided_failures]  # on these questions
+                    watch.check(tests(judge_last(model)[1]), objective.episodes)
                 save_model(good, model, task, thoughts)
             except TheaterFound as why: stopped = "; ".join(filter(None, (stopped, str(why))))
         kept = load_model(good)[0].to(model.position.weight.device)

@@ -845,6 +845,13 @@ def test_bad_input_found_late_leaves_the_folder_free(tmp_path, trained):
     assert len(small(tmp_path, trained).rows) == 12
 
 
+@pytest.mark.parametrize("good", [1, 3])
+def test_a_validator_is_held_to_its_word_every_time(tmp_path, trained, good):
+    "Where the first test of training says something else than a report, or a later one"
+    answers = iter([Report(PASSES, PASSES, PASSES)] * good + [True])
+    with pytest.raises(TypeError, match="has to return a Report"): small(tmp_path, trained, validator=lambda evidence: next(answers))
+
+
 def test_bad_input_after_an_update_was_kept_leaves_the_run(tmp_path, trained):
     def late(row):
         if row["step"] == 9: raise ValueError("late")
