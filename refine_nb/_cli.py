@@ -22,18 +22,30 @@ def sweep(
     workers: Annotated[Optional[int], typer.Option(help="Runs at a time. Without it: one per core, or one where there is a GPU.")] = None,
     results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the project's results/.")] = None,
     runs: Annotated[Optional[Path], typer.Option(help="Keep records of runs here and not in the project's runs/.")] = None,
-    refresh: Annotated[bool, typer.Option("--refresh", help="Run stale rows again.")] = False,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Repeat rows that were recorded at another commit or on another processor.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the runs and their estimated cost, run nothing.")] = False,
     where: Annotated[Optional[list[str]], typer.Option(help="name=value: run only what has this value, such as seed=0; may be given several times.")] = None,
 ):
     "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
-    from refine_nb.runs import ParameterError
+    from refine_nb.runs import ParameterError, TableError
     from refine_nb.sweep import SweepError, run_sweep
     if bad := [w for w in where or [] if "=" not in w]: raise stop(ValueError(f"--where {bad[0]}: write name=value, such as seed=0"))
     try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, {n: yaml.safe_load(v) for n, _, v in (w.partition("=") for w in where or [])})
-    except (ParameterError, SweepError) as error: raise stop(error) from None
+    except (ParameterError, SweepError, TableError) as error: raise stop(error) from None
     except KeyboardInterrupt: raise typer.Exit(130) from None
     if {"failed", "blocked"} & set(ended.values()): raise typer.Exit(1)
+
+
+@app.command()
+def merge(
+    folder: Annotated[Path, typer.Argument(help="results/NAME, perhaps with git's conflict markers in its tables.")],
+    others: Annotated[Optional[list[Path]], typer.Argument(help="results/NAME of other machines.")] = None,
+):
+    "Join the tables of one sweep, from other machines or from the two sides of a conflict: one row a question."
+    from refine_nb.sweep import SweepError, join
+    try: before, now = join(folder, others or [])
+    except SweepError as error: raise stop(error) from None
+    typer.echo(f"{folder}: {now} rows, {now - before} more than before")
 
 
 @app.command()
@@ -43,9 +55,9 @@ def claims(
 ):
     "Judge every claim card by results/ and write CLAIMS.md and the site's page."
     from refine_nb.claims import CardError, write_claims
-    from refine_nb.runs import ParameterError
+    from refine_nb.runs import ParameterError, TableError
     try: verdicts, stale = write_claims(root, check)
-    except (CardError, ParameterError) as error: raise stop(error) from None
+    except (CardError, ParameterError, TableError) as error: raise stop(error) from None
     for v in verdicts: typer.echo(f"{v.verdict:10}  {v.card['id']}  {v.why}")
     if stale: raise stop(ValueError(f"{', '.join(stale)} disagree with results/: run `refine-nb claims` and commit what it writes"))
 
