@@ -41,9 +41,9 @@ def test_broken_pages_are_found(site, text, complaint):
 
 
 def test_a_markdown_page_belongs_to_the_site(site):
-    (site / "claims.qmd").write_text("---\ntitle: Claims\n---\n\n## One\n\n[gone](03_gone.ipynb)")
-    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, claims.qmd]}}")
-    assert pages.check_site(site) == ["claims.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
+    (site / "board.qmd").write_text("---\ntitle: Board\n---\n\n## One\n\n[gone](03_gone.ipynb)")
+    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, board.qmd]}}")
+    assert pages.check_site(site) == ["board.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
 
 
 def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(site):
@@ -51,6 +51,20 @@ def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(s
     (site.parent / "_quarto.yml").unlink()
     found = pages.check_site(site)
     assert any("02_more.ipynb" in line for line in found) and any("_quarto.yml, which is not there" in line for line in found)
+
+
+@pytest.mark.parametrize("other", ["data.qmd", "Data.ipynb", "2a_data.ipynb", "data.html"])
+def test_two_sources_of_one_page_are_refused(site, other):
+    (site / other).write_text("# Data")
+    if other.endswith(".ipynb"): write(site / other, "# Data")
+    first, last = sorted(("01_data.ipynb", other))
+    assert pages.same_name(site) == [f"{first} and {last} would both become data.html: rename one of them"]
+    assert set(pages.same_name(site)) <= set(pages.check_site(site))
+
+
+def test_a_number_stays_in_the_name_of_a_markdown_page(site):
+    (site / "01_data.qmd").write_text("# Data")
+    assert pages.same_name(site) == []
 
 
 def test_links_are_rewritten_for_the_top_of_the_repository(tmp_path, monkeypatch):
