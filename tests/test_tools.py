@@ -1,4 +1,5 @@
 """The scripts behind `make`: each complaint that they can make is provoked once"""
+import re
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ import pages
 import pytest
 import readme
 from conftest import ROOT
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 
 
 @pytest.fixture
@@ -94,6 +96,30 @@ def test_sync_finds_a_notebook_that_is_not_clean(copy, capsys):
     notebook.cells[2].metadata["scrolled"] = True
     nbformat.write(notebook, copy / "nbs/06_plots.ipynb")
     assert not check.sync()[0] and "nbs/06_plots.ipynb" in capsys.readouterr().out
+
+
+def opened(notebook):
+    "What JupyterLab makes of a notebook as soon as its kernel has started"
+    notebook.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+    notebook.metadata.language_info = {"name": "python", "version": "3.12.1", "codemirror_mode": {"name": "ipython"}}
+    return notebook
+
+
+def test_sync_takes_no_offence_at_a_notebook_that_was_only_opened(copy, capsys):
+    for file in (copy / "nbs/06_plots.ipynb", copy / "experiments/01_char_lm.ipynb"):
+        nbformat.write(opened(nbformat.read(file, 4)), file)
+    assert check.sync()[0], capsys.readouterr().out
+
+
+def test_make_lab_saves_a_notebook_as_git_has_it(copy, monkeypatch):
+    hook = re.search(r"--ContentsManager\.pre_save_hook=(\S+)", (ROOT / "Makefile").read_text())[1]
+    monkeypatch.chdir(copy)  # JupyterLab runs in the folder that it shows
+    manager = LargeFileManager(root_dir=str(copy), pre_save_hook=hook)
+    for name in ("nbs/06_plots.ipynb", "experiments/01_char_lm.ipynb"):
+        before = (copy / name).read_bytes()
+        model = manager.get(name)
+        manager.save(model | {"content": opened(model["content"])}, name)
+        assert (copy / name).read_bytes() == before
 
 
 def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(monkeypatch, tmp_path):
