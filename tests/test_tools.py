@@ -142,6 +142,26 @@ def test_every_value_of_a_sweep_file_is_in_some_smoke_run(monkeypatch, tmp_path)
     assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "a", "beta": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.2} | small, {"seed": 3, "kind": "c", "beta": 0.2} | small]
 
 
+def test_a_users_own_files_are_not_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    files = [tmp_path / "ours.py", tmp_path / "mine.py"]
+    for file in files: file.touch()
+    assert check.committed(files) == files  # without git, everything
+    for words in (["init", "-q"], ["add", "ours.py"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    assert check.committed(files) == files[:1]
+
+
+def test_smoke_runs_know_nothing_of_a_users_own_sweep(monkeypatch, tmp_path):
+    (tmp_path / "experiments/sweeps").mkdir(parents=True)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    cell = nbformat.v4.new_code_cell("preset = 'cpu'\nkind = 'a'\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
+    for name in ("ours", "mine"):
+        (tmp_path / f"experiments/sweeps/{name}.yaml").write_text(f"notebook: 01_one\nruns: [{{kind: {name}}}]\n")
+    for words in (["init", "-q"], ["add", "experiments/sweeps/ours.yaml"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"kind": "ours", "preset": "smoke"}]
+
+
 def test_find_python_refuses_with_a_way_out():
     done = subprocess.run(["sh", ROOT / "tools/find_python.sh"], env={"PATH": "", "PYTHON": "no-such-python"}, executable=shutil.which("sh"), capture_output=True, text=True)
     assert done.returncode == 1 and "PYTHON=no-such-python" in done.stderr

@@ -18,6 +18,14 @@ def call(*command, cwd: Path = ROOT) -> bool:
     return subprocess.run([BIN / name, *rest], cwd=cwd, stdin=subprocess.DEVNULL).returncode == 0
 
 
+def committed(files: list[Path]) -> list[Path]:
+    "Those of these files that git knows, a user's own left out; all of them where there is no git"
+    from refine_nb.runs import git
+    listed = git(ROOT, "ls-files", "-z")
+    names = set((listed or "").split("\0"))
+    return [f for f in files if f.relative_to(ROOT).as_posix() in names] if listed else files
+
+
 def content(file: Path) -> object:
     "A file for comparison: of a notebook what it holds, without what JupyterLab writes into it on opening"
     if file.suffix != ".ipynb": return file.read_bytes()
@@ -76,7 +84,7 @@ def smoke_sweep(notebook: Path) -> dict:
     from refine_nb.sweep import read_yaml
     declared = read_parameters(notebook)
     sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
-    sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
+    sweeps = [read_yaml(file) for file in committed(sorted((ROOT / "experiments/sweeps").glob("*.yaml")))]
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
     wanted, runs = set(), []
     for entry in entries:
