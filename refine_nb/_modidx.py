@@ -80,6 +80,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.claims._count': ('claims.html#_count', 'refine_nb/claims.py'),
                                   'refine_nb.claims._early': ('claims.html#_early', 'refine_nb/claims.py'),
                                   'refine_nb.claims._named': ('claims.html#_named', 'refine_nb/claims.py'),
+                                  'refine_nb.claims._narrow': ('claims.html#_narrow', 'refine_nb/claims.py'),
                                   'refine_nb.claims._notes': ('claims.html#_notes', 'refine_nb/claims.py'),
                                   'refine_nb.claims._pinned': ('claims.html#_pinned', 'refine_nb/claims.py'),
                                   'refine_nb.claims._spoken': ('claims.html#_spoken', 'refine_nb/claims.py'),

@@ -127,31 +127,35 @@ def select(
     where: Mapping[str, object],    # the arm or a control; overrides the scope
 ):
     "Rows of one arm, indexed by random seed: one per seed, every parameter pinned"
-    wanted = (card.get("scope") or {}) | (where or {})
-    names = {n for p in table["parameters"].dropna().unique() for n in p.split()}
-    chosen = table["parameters"].notna()
+    wanted, own = (card.get("scope") or {}) | (where or {}), [str(p).split() for p in table["parameters"]]
+    names, chosen = set().union(*own), range(len(table))
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {nearest('parameter', name, sorted(names))}")
-        fits = table[name].isna() if value is None else table[name] == value
-        if not fits.any():
+        column = table[name].tolist()
+        fits = {i for i, v in enumerate(column) if (v == value if value is not None else v is None or v != v)}
+        if not fits:
             raise Open(f"no run yet: {nearest(name, value, map(str, table[name].dropna().unique()))}")
-        chosen &= fits
-    table = _pinned(table[chosen], card, wanted)
-    if "seed" in names: table = table.set_index("seed", drop=False).sort_index()
-    twice = table.index[table.index.duplicated()]
-    if len(twice): raise CardError(f"{card['id']}: {wanted} fits more than one run with the random seed {twice[0]}")
-    return table
+        chosen = [i for i in chosen if i in fits]
+    chosen = _pinned(table, [(i, set(own[i]) - {"seed", *wanted}) for i in chosen], card, wanted)
+    if "seed" not in names: return table.iloc[chosen]
+    seeds = table["seed"].tolist()
+    chosen = sorted(chosen, key=lambda i: seeds[i])
+    twice = [seeds[i] for i, j in zip(chosen, chosen[1:]) if seeds[i] == seeds[j]]
+    if twice: raise CardError(f"{card['id']}: {wanted} fits more than one run with the random seed {twice[0]}")
+    return table.iloc[chosen].set_index("seed", drop=False)
 
-def _pinned(table, card: Mapping[str, object], wanted: Mapping[str, object]):
-    "The rows without a parameter that nobody named; refused where all have one"
-    own = [frozenset(p.split()) - {"seed", *wanted} for p in table["parameters"]]
-    values = {n: [v for v, names in zip(table[n], own) if n in names] for n in frozenset().union(*own)}
-    free = {n for n, found in values.items() if not all(str(v).startswith("run:") for v in found)}
-    rest = table[[not names & free for names in own]]
-    if len(table) and not len(rest):
+def _pinned(table, found: list[tuple[int, set[str]]], card: Mapping[str, object], wanted: Mapping[str, object]) -> list[int]:
+    "Of rows with the parameters that nobody named, those that have none; refused where all have one"
+    values = {n: [] for n in set().union(*(names for _, names in found))}
+    for name, column in values.items():
+        there = table[name].tolist()
+        column += [there[i] for i, names in found if name in names]
+    free = {n for n, column in values.items() if not all(str(v).startswith("run:") for v in column)}
+    rest = [i for i, names in found if not names & free]
+    if found and not rest:
         there = ", ".join(f"{n} {list(dict.fromkeys(values[n]))[:3]}" for n in sorted(free))
         raise CardError(f"{card['id']}: scope and arm leave open which {', '.join(sorted(free))} is meant: "
-                        f"{dict(wanted)} fits {len(table)} runs; name each of them (there is {there})")
+                        f"{dict(wanted)} fits {len(found)} runs; name each of them (there is {there})")
     return rest
 
 # %% ../nbs/21_claims.ipynb #c21met1
@@ -189,7 +193,6 @@ def measured(
     metric, test = card["metric"], card["rule"]["test"]
     if not len(rows): raise Open("no runs yet")
     if (rows["status"] != "ok").any(): raise Open(f"{(rows['status'] != 'ok').sum()} of {len(rows)} runs diverged")
-    if metric not in rows: raise CardError(f"{card['id']}: {nearest('metric', metric, sorted(rows.columns))}")
     if rows[metric].isna().any():
         raise Open(f"{rows[metric].isna().sum()} of {len(rows)} runs have no finite {metric}")
     known = rows["deterministic"].astype(bool)
@@ -347,21 +350,21 @@ def piloted(
 
 def hindsight(
     card: Mapping[str, object],  # a claim card
-    used,                        # rows behind its number
+    used: list[dict],            # rows behind its number
     past: History | None,        # from `read_history`; None: only what the rows know
 ) -> tuple[str, str]:
     "Why a verdict is post hoc (empty if it is not), and whether it was predicted or can be confirmed at best"
     hashes = past.same(card) if past else {card_hash(card)}
-    blind = sum(json.loads(c).get(card["id"]) not in hashes for c in used["cards"])
+    blind = sum(json.loads(row["cards"]).get(card["id"]) not in hashes for row in used)
     reason = f"{blind} of {len(used)} runs were started under another version of this card" if blind else ""
     if past is None: return reason, "confirmed" if piloted(card) else "predicted"
     version = past.version(card)
     if version is None: return "this version of the card is in no commit", "confirmed"
-    arms = [(str(row.get("seed")), past.seeds(row)) for row in used.to_dict("records")]
-    first = [min(seeds.get(seed, [utc(start)])) for (seed, seeds), start in zip(arms, used["started"])]
+    arms = [past.seeds(row) for row in used]
+    first = [min(seeds.get(str(row.get("seed")), [utc(row["started"])])) for seeds, row in zip(arms, used)]
     seen = [start for start in first if start < version["since"]]
     if seen: reason = f"{len(seen)} of {len(used)} runs had been recorded before the card, the first on {min(seen)[:10]}"
-    known = any(start < version["since"] for _, seeds in arms for starts in seeds.values() for start in starts)
+    known = any(start < version["since"] for seeds in arms for starts in seeds.values() for start in starts)
     return reason, "confirmed" if known or piloted(card) else "predicted"
 
 # %% ../nbs/21_claims.ipynb #c21judge1
@@ -420,10 +423,11 @@ def judge(
     past: History | None = None,  # from `read_history`; without it only the rows say what stood before them
 ) -> Verdict:
     "The verdict on one card"
-    full, rule = completed(card, past), card["rule"]
+    full, rule, narrow = completed(card, past), card["rule"], _narrow(table, card["metric"])
     try:
-        arms = {name: select(table, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
+        arms = {name: select(narrow, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
         arm, controls = arms.pop("arm"), arms or {"": None}
+        if card["metric"] not in table: raise CardError(f"{card['id']}: {nearest('metric', card['metric'], sorted(table.columns))}")
         measure = over_seeds if rule["test"] in SEEDS else over_windows
         numbers = {name: measure(arm, rows, full) for name, rows in controls.items()}
     except Open as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
@@ -437,18 +441,24 @@ def judge(
     if late: verdict, said, p = "post hoc", f"{late}; the number alone would say {verdict}: {said}", None
     if card.get("retired"): verdict, said, p = "retired", f"{card['retired']}; {said}", None
     intervals, notes = {n: x.interval for n, x in numbers.items()}, _notes(card, numbers, used, past)
-    return Verdict(dict(card), verdict, intervals, said, p, None, basis, tuple(used["id"]), notes)
+    return Verdict(dict(card), verdict, intervals, said, p, None, basis, tuple(row["id"] for row in used), notes)
 
-def _used(arms: list, card: Mapping[str, object]):
+def _narrow(table, metric: str):
+    "A table without other metrics, which makes all that follows several times faster"
+    names = {n for p in table["parameters"].unique() for n in p.split()}
+    more = ["id", "experiment", "parameters", "status", "deterministic", "started", "cards", *(metric + end for end in ("", "_low", "_high", "_windows"))]
+    return table[[c for c in table.columns if c in names or c in more]]
+
+def _used(arms: list, card: Mapping[str, object]) -> list[dict]:
     "What identifies the rows behind a number: those of the rule's random seeds, or of deterministic methods"
-    import pandas as pd
-    seeds, over = rule_seeds(card["rule"]), card["rule"]["test"] in SEEDS
-    chosen = [rows[rows.index.isin(seeds) | rows["deterministic"].astype(bool)] if over else rows[:1] for rows in arms]
-    names = {n for rows in chosen for p in rows["parameters"] for n in p.split()}
-    columns = ["id", "experiment", "parameters", "started", "cards", *sorted(names)]
-    return pd.concat([rows[[c for c in columns if c in rows]] for rows in chosen])
+    seeds, found = rule_seeds(card["rule"]), []
+    for rows in arms:
+        chosen = rows[rows.index.isin(seeds) | rows["deterministic"].astype(bool)] if card["rule"]["test"] in SEEDS else rows[:1]
+        names = {"id", "experiment", "parameters", "started", "cards"}.union(*map(str.split, chosen["parameters"]))
+        found += chosen[[c for c in chosen if c in names]].to_dict("records")
+    return found
 
-def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used, past: History | None) -> tuple:
+def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list[dict], past: History | None) -> tuple:
     "Sign-flip tests, what earlier versions of the card said, and earlier recordings of its questions"
     notes, bounds = [], [b for b in region(card["rule"]) if math.isfinite(b)]
     for name, x in numbers.items():
@@ -458,7 +468,7 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used, past
     for v in past.cards.get(card["id"], ()) if past else ():
         when = v["time"][:16].replace("T", " ")
         if v["hash"] != card_hash(card): notes.append(f"On {when} it said: {v['says']}" + (f" ({v['changes']})" if v["changes"] else ""))
-    starts = [past.seeds(row).get(str(row.get("seed")), []) for row in used.to_dict("records")] if past else []
+    starts = [past.seeds(row).get(str(row.get("seed")), []) for row in used] if past else []
     if past and (pins := past.pins.get(card_hash(card))): notes.append(f"Pinned from its runs, where the card names nothing: {_spoken(pins)}")
     times, days = max(map(len, starts), default=0), sorted({s[:10] for found in starts for s in found})
     if times > 1: notes.append(f"Recorded up to {times} times, on {', '.join(days)}")
@@ -509,8 +519,9 @@ def results_of(
     "The results table of a sweep, or None where there is no table or no row in it"
     path = root / "results" / sweep
     if not (path / "runs.csv").exists(): return None
-    try: return read_runs(path)
+    try: table = read_runs(path)
     except FileNotFoundError: return None
+    return table.astype({name: object for name in table.select_dtypes("string")})  # plain text compares faster
 
 def judge_all(
     root: str | Path = ".",  # anywhere inside the project
