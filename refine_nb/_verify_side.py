@@ -1,7 +1,7 @@
 """Runs the shortened arms of one experiment in one checkout. The notebook `22_verify` explains it; `verify` starts it.
 
 It works inside old commits too. So it asks of their library only what a notebook asks: `start_run`, and the record that it leaves.
-torch is imported once, and every arm is a forked child: an arm that crashes costs no other one anything.
+torch is imported once; every checkout, and in it every arm, is a forked child. An arm that crashes costs no other one anything.
 """
 import ast
 import cProfile
@@ -14,6 +14,7 @@ import sys
 import traceback
 import types
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 
@@ -37,7 +38,7 @@ def entered(watch: cProfile.Profile, package: Path) -> list[list]:
     "[module, first line] of the functions of a package that were entered"
     codes = [entry.code for entry in watch.getstats() if not isinstance(entry.code, str)]
     places = {(Path(c.co_filename), c.co_firstlineno) for c in codes}
-    return sorted([path.stem, line] for path, line in places if path.parent == package)
+    return sorted([path.stem, line] for path, line in places if path.parent == package and path != Path(__file__))
 
 
 def leave_out_compiler(torch) -> None:
@@ -57,10 +58,6 @@ class Side:
         self.notebook, self.scratch, self.job = Path(job["notebook"]), Path(job["scratch"]), job
         self.cells = code_cells(self.notebook)
         self.names, self.needs = {}, {}
-        import scipy.stats
-        import torch
-        leave_out_compiler(torch)
-        self.libraries = scipy.stats, torch
         import refine_nb
         self.package = Path(refine_nb.__file__).resolve().parent
         self.watch = cProfile.Profile(subcalls=False, builtins=False)
@@ -69,9 +66,9 @@ class Side:
 
     def prepare(self) -> None:
         "Import what the notebook imports, and cut what it will read"
-        self.cut_corpus()
         self.skip_recorder()
         self.watch.enable()
+        self.cut_corpus()
         for name, source, _ in self.cells:
             tree = plain_python(source)
             if all(isinstance(s, ast.Import | ast.ImportFrom) for s in tree.body): self.execute(name, tree)
@@ -84,12 +81,14 @@ class Side:
         from refine_nb import data
         whole = data.load_corpus
 
-        def cut(name, **kwargs):
-            if name == "markov": return whole(name, **{"n": kept} | kwargs)
-            corpus = whole(name, **kwargs)
+        @cache
+        def cut(name):
+            if name == "markov": return whole(name, n=kept)
+            corpus = whole(name)
             return replace(corpus, text="".join(sorted(set(corpus.text))) + corpus.text[-kept:])
 
         data.load_corpus = cut
+        for name in {run["params"]["corpus"] for run in self.job["runs"]}: cut(name)
 
     def skip_recorder(self) -> None:
         "Identities are not compared, so hashes of code, which take long, are left out where a commit has them"
@@ -147,12 +146,7 @@ class Side:
     def fork(self, name: str, params: dict, needs: dict[str, str]) -> dict:
         "Run one arm in a child; what came of it"
         folder = self.scratch / name
-        pid = os.fork()
-        if pid == 0:
-            try: self.child(folder, params, needs)
-            except BaseException: traceback.print_exc()
-            finally: os._exit(0)
-        status = os.waitpid(pid, 0)[1]
+        status = in_child(self.child, folder, params, needs)
         if (folder / "result.json").exists(): return json.loads((folder / "result.json").read_text(encoding="utf-8"))
         why = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
         return nothing(f"the run ended with {why}; its limit is {self.job['limit']} CPU-s")
@@ -189,13 +183,41 @@ def found(folder: Path, needs: dict) -> dict:
     return {"rows": [json.loads(line) for line in lines], "record": record}
 
 
-def main() -> None:
-    "Run the arms that a job names; one line of JSON for each on stdout"
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+def work(folder: Path) -> None:
+    "In a child: run the arms that a job names; a line of JSON for each in `out`"
+    for name, fd in (("out", 1), ("err", 2)): os.dup2(os.open(folder / name, os.O_CREAT | os.O_WRONLY), fd)
+    job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    sys.path.insert(0, str(Path(job["package"]).parent))
     side = Side(job)
     side.prepare()
     for run in job["runs"]:
         print(json.dumps({"name": run["name"]} | side.arm(run)), flush=True)
+
+
+def in_child(call, *args) -> int:
+    "Call something in a forked child; the status with which it ended"
+    pid = os.fork()
+    if pid: return os.waitpid(pid, 0)[1]
+    try: call(*args)
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)
+
+
+def main() -> None:
+    "Import what all commits share, then run the jobs whose folders are named on stdin"
+    import datasets
+    import pandas
+    import scipy.stats
+    import torch
+    leave_out_compiler(torch)
+    for line in sys.stdin:
+        folder = Path(line.strip())
+        in_child(work, folder)
+        (folder / "ended").touch()
+    del datasets, pandas, scipy
 
 
 if __name__ == "__main__": main()
