@@ -62,4 +62,35 @@ def claims(
     if stale: raise stop(ValueError(f"{', '.join(stale)} disagree with results/: run `refine-nb claims` and commit what it writes"))
 
 
+@app.command()
+def verify(
+    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that have a table.")] = None,
+    changed_since: Annotated[Optional[str], typer.Option(help="Only few arms, which execute all that changed since this commit.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also arms whose certificate holds for today's code.")] = False,
+    workers: Annotated[Optional[int], typer.Option(help="Processes at a time. Without it: one per core.")] = None,
+    states: Annotated[bool, typer.Option("--states", help="Run nothing; count the states of all rows.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
+    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+):
+    "Run recorded commits and today's code, shortened, and compare every logged number; certificates go to results/NAME/verified.csv."
+    from refine_nb import verify as library
+    try:
+        if states: return typer.echo(library.count_states(root))
+        if check: return refuse_changed(library.changed_rows(root))
+        made = library.verify(sweeps or (), root, changed_since, again, workers)
+    except library.VerifyError as error: raise stop(error) from None
+    except KeyboardInterrupt: raise typer.Exit(130) from None
+    typer.echo(library.summary(made))
+    if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
+
+
+def refuse_changed(
+    found: dict[str, list[str]],  # claim card → changed rows
+) -> None:
+    "Name the cards that stand on changed rows, and fail"
+    for card, rows in found.items():
+        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}", err=True)
+    if found: raise typer.Exit(1)
+
+
 if __name__ == "__main__": app()
