@@ -92,6 +92,7 @@ class Plan:
     others: dict = field(default_factory=dict)      # id → (sweep name, head) of every run another one builds on
     todo: list = field(default_factory=list)        # ids to execute, those that others build on first
     rows: dict = field(default_factory=dict)        # id → the row that stands
+    asked: set = field(default_factory=set)         # ids of the runs that were asked for this time
     again: set = field(default_factory=set)         # ids whose rows a new recording may replace
     left: list = field(default_factory=list)        # ids of missing runs that were not asked for this time
 
@@ -196,9 +197,8 @@ def make_plan(
     where: Mapping[str, object] | None = None,  # parameters that a run must have to be executed now
 ) -> Plan:
     "What the sweep wants, what stands, what is missing"
-    sweep, where = read_sweep(path), where or {}
-    for name in where:
-        if name not in sweep.spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, sweep.spec.types)}")
+    sweep = read_sweep(path)
+    where = {name: _value(sweep.spec, name, value) for name, value in (where or {}).items()}
     runs, results = Path(runs or sweep.root / "runs").resolve(), Path(results or sweep.root / "results").resolve()
     plan = Plan(sweep, runs, results, (sweep.root / "results") in (results, *results.parents), git(sweep.root, "rev-parse", "HEAD"))
     if plan.recorded: check_cards(sweep)
@@ -208,13 +208,22 @@ def make_plan(
         plan.heads[head["id"]] = head
     for other in identifier.sweeps.values() if plan.recorded else []: check_cards(other)
     plan.rows = {id: head["row"] for id, head in plan.heads.items() if head["row"]}
-    asked = _asked(plan, where)
-    plan.again = asked if refresh else set()
+    plan.asked = _asked(plan, where)
+    plan.again = set(plan.asked) if refresh else set()
     for id, head in plan.heads.items():
         stands = _stands(plan, id)
-        if id in asked and not stands: require(plan, id, head)
+        if id in plan.asked and not stands: require(plan, id, head)
         elif not stands: plan.left.append(id)
     return plan
+
+def _value(spec: Parameters, name: str, value: object) -> object:
+    "What `--where` asks for; text is read as the parameters cell declares it"
+    if name not in spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, spec.types)}")
+    kind = spec.types[name]
+    if not isinstance(value, str) or kind is str: return value
+    if kind is bool and value.lower() in ("true", "false"): return value.lower() == "true"
+    try: return {int: int, float: float}[kind](value)
+    except (KeyError, ValueError): raise SweepError(f"--where {name}={value}: {name} is of type {kind.__name__}") from None
 
 def _asked(plan: Plan, where: Mapping[str, object]) -> set[str]:
     "Ids of the runs that have the values asked for"
