@@ -69,6 +69,7 @@ class Side:
         self.skip_recorder()
         self.watch.enable()
         self.cut_corpus()
+        self.cut_tasks()
         for name, source, _ in self.cells:
             tree = plain_python(source)
             if all(isinstance(s, ast.Import | ast.ImportFrom) for s in tree.body): self.execute(name, tree)
@@ -89,6 +90,13 @@ class Side:
 
         data.load_corpus = cut
         for name in {run["params"]["corpus"] for run in self.job["runs"]}: cut(name)
+
+    def cut_tasks(self) -> None:
+        "Of thousands of problems, fewer are drawn"
+        try: from refine_nb.tasks import Task
+        except ImportError: return
+        whole, most = Task.sample, self.job["problems"]
+        Task.sample = lambda task, n, *args, **kwargs: whole(task, min(n, most), *args, **kwargs)
 
     def skip_recorder(self) -> None:
         "Identities are not compared, so hashes of code, which take long, are left out where a commit has them"

@@ -134,9 +134,8 @@ def test_few_arms_cover_a_change(project):
     made, = verify(root=project, changed_since=first)
     assert made["outcome"] == "equal"
     assert sorted(row_states(project).values()) == ["unverified", "verified"]
-    edit(project, "grpo", "def ", "def new_")  # nobody executes it
-    assert verify(root=project, changed_since=first, sweeps=["s"], again=True)[0]["row"] == made["row"]
     git(project, "checkout", "-q", "--", ".")
+    edit(project, "grpo", "def ", "def new_")  # nobody executes it
     assert verify(root=project, changed_since=first, again=True) == []
 
 
