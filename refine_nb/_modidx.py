@@ -899,6 +899,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.verify._numbers': ('verify.html#_numbers', 'refine_nb/verify.py'),
                                   'refine_nb.verify._owner': ('verify.html#_owner', 'refine_nb/verify.py'),
                                   'refine_nb.verify._same_files': ('verify.html#_same_files', 'refine_nb/verify.py'),
+                                  'refine_nb.verify._words': ('verify.html#_words', 'refine_nb/verify.py'),
                                   'refine_nb.verify.arm_label': ('verify.html#arm_label', 'refine_nb/verify.py'),
                                   'refine_nb.verify.arms_of': ('verify.html#arms_of', 'refine_nb/verify.py'),
                                   'refine_nb.verify.asked': ('verify.html#asked', 'refine_nb/verify.py'),

@@ -93,13 +93,13 @@ def arm_label(
 
 # %% ../nbs/22_verify.ipynb #v22short
 CUTS = dict(steps=3, warm_steps=2, pre_steps=2, warm_items=200, characters=1920, repetitions=256)  # at most so many
-FEWER = {"16_thought_rl": dict(steps=2), "16_longer_problems": dict(steps=2)}  # there every step is judged
-TEXTS = {"01_char_lm": 140_000, "10_guided_grpo": 110_000, "10_context_collapse": 60_000,
-         "12_confidence_lookahead": 24_000, "14_quiet_text": 20_000}  # characters of a corpus that are kept
+FEWER = dict.fromkeys(("16_thought_rl", "16_longer_problems", "10_guided_grpo"), dict(steps=2))  # there steps are dear
+TEXTS = {"01_char_lm": 140_000, "10_guided_grpo": 101_500, "10_context_collapse": 60_000,
+         "12_confidence_lookahead": 72_000, "14_quiet_text": 20_000}  # characters of a corpus that are kept
 TEXT = 60_000                                                         # where an experiment is not named
 PROBLEMS = 2000                                                       # drawn from a task at once, at most
-CLOCKS = {"cpu_seconds", "wall_seconds", "gflops", "cpu_180", "warm_cpu_seconds", "warm_gflops", "warm_cpu_180", "think_ms",
-          "direct_ms", "inference_time_ms", "direct_time_ms", "log_cpu_to_95"}  # two runs of the same code differ in them
+CLOCKS = {"cpu_seconds", "wall_seconds", "gflops", "cpu_180", "warm_gflops", "warm_cpu_180", "log_cpu_to_95",
+          "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms"}  # two runs of the same code differ in them
 
 def typed(
     row: dict,         # as text
@@ -128,6 +128,7 @@ class Definition:
     function: bool       # whether it is executed by a call, not by an import
     digest: str          # of its code without words and positions
     mentions: frozenset  # identifiers in it
+    imported: bool = False  # whether it only makes a name of another module known in its own
 
 def canonical(
     node: object,  # a syntax tree, or a part of one
@@ -147,7 +148,8 @@ def identifiers(
 ) -> frozenset:
     "Names and attributes that appear in code"
     inside = [n for node in nodes for n in ast.walk(node)]
-    return frozenset([n.id for n in inside if isinstance(n, ast.Name)] + [n.attr for n in inside if isinstance(n, ast.Attribute)])
+    names = [n.id for n in inside if isinstance(n, ast.Name)]
+    return frozenset(names + [n.attr for n in inside if isinstance(n, ast.Attribute)])
 
 FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -169,6 +171,10 @@ def _bound(node: ast.stmt) -> list[str]:
     flat = [e for t in targets for e in (t.elts if isinstance(t, ast.Tuple) else [t])]
     return [t.id for t in flat] if all(isinstance(t, ast.Name) for t in flat) else []
 
+def _words(node: ast.stmt) -> bool:
+    "Whether a statement is a text, and does nothing"
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
 def definitions(
     module: str,  # its name
     text: str,    # its source
@@ -179,12 +185,13 @@ def definitions(
         if isinstance(node, FUNCTIONS): found.append(_define(f"{module}.{_owner(node)}{node.name}", node, [node], True))
         elif isinstance(node, ast.ClassDef):
             methods = [s for s in node.body if isinstance(s, FUNCTIONS)]
-            body = [s for s in node.body if s not in methods and not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            body = [s for s in node.body if s not in methods and not _words(s)]
             found += [_define(f"{module}.{node.name}.{m.name}", m, [m], True) for m in methods]
-            found.append(_define(f"{module}.{node.name}", node, [*node.decorator_list, *node.bases, *node.keywords, *body], False))
+            head = [*node.decorator_list, *node.bases, *node.keywords]
+            found.append(_define(f"{module}.{node.name}", node, head + body, False))
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names: found.append(_imported(module, node, alias))
-        elif _bound(node) != ["__all__"] and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+        elif _bound(node) != ["__all__"] and not _words(node):
             for name in _bound(node) or [""]: found.append(_define(f"{module}.{name}".rstrip("."), node, [node], False))
     return found
 
@@ -192,7 +199,7 @@ def _imported(module: str, node: ast.stmt, alias: ast.alias) -> Definition:
     "One name that an import binds"
     where = f"{'.' * getattr(node, 'level', 0)}{getattr(node, 'module', None) or ''}:{alias.name}"
     name = "" if alias.name == "*" else f".{(alias.asname or alias.name).split('.')[0]}"
-    return Definition(f"{module}{name}", node.lineno, False, digest(where), frozenset())
+    return Definition(f"{module}{name}", node.lineno, False, digest(where), frozenset([alias.name]), True)
 
 # %% ../nbs/22_verify.ipynb #v22code
 WATCHES = {"_modidx", "_verify_side"}  # no part of what is verified
@@ -236,12 +243,14 @@ class Code:
         used = {self.lines[m, line] for m, line in map(tuple, entered) if (m, line) in self.lines}
         rest = {d for m in modules for d in self.pieces.get(m, []) if not d.function}
         fresh = used | {d for d in rest if "." not in d.name}
-        mentioned = set(self.cells(experiment)[1]) | {n for d in used for n in d.name.split(".")[1:-1]}
-        found = set()
+        everywhere = set(self.cells(experiment)[1]) | {n for d in used for n in d.name.split(".")[1:-1]}
+        inside, found = set(), set()  # an import serves its own module only
         while fresh:
             found |= fresh
-            mentioned |= {n for d in fresh for n in d.mentions}
-            fresh = {d for d in rest - found if d.name.rpartition(".")[2] in mentioned}
+            everywhere |= {n for d in fresh for n in d.mentions}
+            inside |= {f"{d.name.partition('.')[0]}.{n}" for d in fresh for n in d.mentions}
+            named = {d for d in rest if not d.imported and d.name.rpartition(".")[2] in everywhere}
+            fresh = (named | {d for d in rest if d.name in inside}) - found
         return {d.name for d in found}
 
     def digest_of(self,
@@ -259,7 +268,7 @@ def project(
     found = find_root(root)
     if found is None: raise VerifyError(f"{Path(root).resolve()}: no folder above it holds experiments/")
     if git(found, "rev-parse", "HEAD") is None:
-        raise VerifyError(f"{found} is no git repository with a commit: rows are verified against the commits that recorded them")
+        raise VerifyError(f"{found} is no git repository with a commit: rows are held against the commits that recorded them")
     return found
 
 def package_of(
@@ -279,7 +288,8 @@ def check_out(
     notebook = f"experiments/{experiment}.ipynb"
     if git(root, "cat-file", "-e", f"{commit}^{{commit}}") is None:
         shallow = git(root, "rev-parse", "--is-shallow-repository") == "true"
-        raise VerifyError(f"commit {commit[:9]} is not in this repository" + (": git fetch --unshallow" if shallow else ": its rows must be recorded again"))
+        way = "git fetch --unshallow" if shallow else "its rows must be recorded again"
+        raise VerifyError(f"commit {commit[:9]} is not in this repository: {way}")
     there = (git(root, "ls-tree", "--name-only", commit, "./", "./experiments/") or "").splitlines()
     if notebook not in there: raise VerifyError(f"commit {commit[:9]} has no {notebook}")
     paths = [notebook, *(["refine_nb"] if "refine_nb" in there else [])]

@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_no_process_and_no_folder(project, tmp_path, monkeypatch):
 
 @needs_git
 def test_mistakes_are_told(project, tmp_path):
-    with pytest.raises(VerifyError, match="did you mean 's'"): verify(["S"], root=project)
+    with pytest.raises(VerifyError, match="no sweep with results 'S' .there is s"): verify(["S"], root=project)
     with pytest.raises(VerifyError, match="no such commit"): verify(root=project, changed_since="abc1234")
     (tmp_path / "bare" / "experiments").mkdir(parents=True)
     with pytest.raises(VerifyError, match="no git repository"): verify(root=tmp_path / "bare")
@@ -219,7 +219,7 @@ def names_of(text, lines=(("m", 8),)):
 
 
 def test_a_run_depends_on_what_it_calls_and_what_that_mentions():
-    assert set(names_of(MODULE)) == {"m", "m.BASE", "m.Net", "m.Net.run"}
+    assert set(names_of(MODULE)) == {"m", "m.BASE", "m.SPARE", "m.Net", "m.Net.run"}
     assert set(names_of(MODULE, [("m", 12)])) == {"m", "m.Net", "m.Net.late", "m.math"}
 
 
