@@ -921,6 +921,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.verify.processor': ('verify.html#processor', 'refine_nb/verify.py'),
                                   'refine_nb.verify.project': ('verify.html#project', 'refine_nb/verify.py'),
                                   'refine_nb.verify.read_executed': ('verify.html#read_executed', 'refine_nb/verify.py'),
+                                  'refine_nb.verify.recorded_sweeps': ('verify.html#recorded_sweeps', 'refine_nb/verify.py'),
                                   'refine_nb.verify.results_of': ('verify.html#results_of', 'refine_nb/verify.py'),
                                   'refine_nb.verify.row_states': ('verify.html#row_states', 'refine_nb/verify.py'),
                                   'refine_nb.verify.run_units': ('verify.html#run_units', 'refine_nb/verify.py'),

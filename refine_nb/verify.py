@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CUTS', 'FEWER', 'TEXTS', 'TEXT', 'PROBLEMS', 'CLOCKS', 'FUNCTIONS', 'WATCHES', 'TOGETHER', 'SIDE', 'COLUMNS', 'MANY',
-           'LIMIT', 'STATES', 'DECIDED', 'VerifyError', 'Arm', 'asked', 'arms_of', 'arm_label', 'typed', 'shortened',
-           'Definition', 'canonical', 'identifiers', 'definitions', 'Code', 'project', 'package_of', 'check_out',
-           'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare', 'processor', 'read_executed',
-           'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after', 'failed',
-           'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify', 'unsettled',
-           'told', 'summary', 'count_states', 'changed_rows']
+           'LIMIT', 'STATES', 'DECIDED', 'VerifyError', 'Arm', 'asked', 'arms_of', 'recorded_sweeps', 'arm_label',
+           'typed', 'shortened', 'Definition', 'canonical', 'identifiers', 'definitions', 'Code', 'project',
+           'package_of', 'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare',
+           'processor', 'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units',
+           'ended_after', 'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since',
+           'verify', 'unsettled', 'told', 'summary', 'count_states', 'changed_rows']
 
 # %% ../nbs/22_verify.ipynb #v22imp
 import ast
@@ -81,6 +81,12 @@ def arms_of(
     seed = lambda row: int(row.get("seed") or 0)
     return [Arm(sweep, id, sorted(rows, key=seed)) for id, rows in groups.items()]
 
+def recorded_sweeps(
+    root: Path,  # project folder
+) -> list[str]:
+    "Names of the sweeps that have a table"
+    return sorted(p.parent.name for p in (root / "results").glob("*/runs.csv"))
+
 def arm_label(
     arm: Arm,          # one of
     arms: list[Arm],   # those of its sweep
@@ -99,7 +105,7 @@ TEXTS = {"01_char_lm": 140_000, "10_guided_grpo": 101_500, "10_context_collapse"
 TEXT = 60_000                                                         # where an experiment is not named
 PROBLEMS = 2000                                                       # drawn from a task at once, at most
 CLOCKS = {"cpu_seconds", "wall_seconds", "gflops", "cpu_180", "warm_gflops", "warm_cpu_180", "log_cpu_to_95",
-          "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms"}  # two runs of the same code differ in them
+          "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms", "rl/inference_time_ms"}  # two runs of the same code differ in them
 
 def typed(
     row: dict,         # as text
@@ -268,7 +274,7 @@ def project(
     found = find_root(root)
     if found is None: raise VerifyError(f"{Path(root).resolve()}: no folder above it holds experiments/")
     if git(found, "rev-parse", "HEAD") is None:
-        raise VerifyError(f"{found} is no git repository with a commit: rows are held against the commits that recorded them")
+        raise VerifyError(f"{found} has no git repository with a commit, and rows are held against commits")
     return found
 
 def package_of(
@@ -341,8 +347,9 @@ def job_of(
         names[arm.id] = digest(same)
         runs.setdefault(names[arm.id], dict(name=names[arm.id], params=params, needs=needs))
     package = package_of(tree)
-    job = dict(notebook=str(notebook), problems=PROBLEMS, scratch=str(scratch), package=str(package), watch=watch, limit=limit,
-               characters=TEXTS.get(unit.experiment, TEXT) if "corpus" in spec.types else 0, runs=list(runs.values()))
+    job = dict(notebook=str(notebook), scratch=str(scratch), package=str(package), watch=watch, limit=limit,
+               problems=PROBLEMS, runs=list(runs.values()))
+    job |= dict(characters=TEXTS.get(unit.experiment, TEXT) if "corpus" in spec.types else 0)
     return job, names
 
 SIDE = Path(__file__).with_name("_verify_side.py") if "__file__" in globals() else PACKAGE / "_verify_side.py"
@@ -354,7 +361,8 @@ class Runner:
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         env = os.environ | threads | dict(MPLBACKEND="Agg", PYTHONHASHSEED="0", CUDA_VISIBLE_DEVICES="")
         for name in ("PYTHONPATH", "REFINE_NB_REQUEST"): env.pop(name, None)
-        self.process = subprocess.Popen([sys.executable, "-P", SIDE], stdin=subprocess.PIPE, text=True, env=env, start_new_session=True)
+        command = [sys.executable, "-P", SIDE]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
     def start(self,
         job: dict,      # from `job_of`
@@ -368,7 +376,8 @@ class Runner:
         folder: Path,  # of a job
     ) -> bool:
         "Whether a job is done"
-        if self.process.poll() is not None: raise RuntimeError(f"a process of verify died with exit code {self.process.returncode}")
+        code = self.process.poll()
+        if code is not None: raise VerifyError(f"a process that runs arms died with exit code {code}: start again")
         return (folder / "ended").exists()
 
     def stop(self) -> None:
@@ -383,7 +392,7 @@ def results_of(
     "arm id → what came of it"
     lines = (folder / "out").read_text(encoding="utf-8").splitlines()
     done = {r["name"]: r for r in map(json.loads, lines)}
-    said = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines() if (folder / "err").exists() else []
+    said = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
     lost = nothing(f"it did not run: {said[-1] if said else 'the process died'}")
     return {id: done.get(name, lost) for id, name in names.items()}
 
@@ -416,17 +425,18 @@ def compare(
     if after["error"]: return Comparison("changed", difference=f"today: {after['error']}")
     old, new = ({(where, name): value for where, name, value in _numbers(r)} for r in (before, after))
     fresh = sorted({name for where, name in new.keys() - old.keys()})
-    for place, value in old.items():
-        where, name = place
-        if place not in new: return Comparison("changed", len(old), f"{name} ({where}): {value!r}, today missing", " ".join(fresh))
-        if new[place] != value: return Comparison("changed", len(old), f"{name} ({where}): {value!r}, today {new[place]!r}", " ".join(fresh))
+    differ = next((place for place, value in old.items() if place not in new or new[place] != value), None)
+    if differ:
+        today = repr(new[differ]) if differ in new else "missing"
+        words = f"{differ[1]} ({differ[0]}): {old[differ]!r}, today {today}"
+        return Comparison("changed", len(old), words, " ".join(fresh))
     rows = [len(r["rows"]) for r in (before, after)]
     if rows[0] != rows[1]: return Comparison("changed", len(old), f"{rows[0]} rows of metrics, today {rows[1]}")
     return Comparison("equal", len(old), fresh=" ".join(fresh))
 
 # %% ../nbs/22_verify.ipynb #v22cert
-COLUMNS = ["arm", "label", "row", "experiment", "commit", "today", "dirty", "code", "recorded", "processor", "date", "numbers",
-           "outcome", "difference", "new", "definitions"]
+COLUMNS = ["arm", "label", "row", "experiment", "commit", "today", "dirty", "code", "recorded", "processor", "date",
+           "numbers", "outcome", "difference", "new", "definitions"]
 
 def processor() -> str:
     "What this machine computes with"
@@ -455,7 +465,8 @@ def write_executed(
     place = {n: i for i, n in enumerate(names)}
     lines = ",\n".join(json.dumps([place[n] for n in sorted(s)], separators=(",", ":")) for s in sets)
     arms = json.dumps({arm: sets.index(s) for arm, s in sorted(executed.items())}, indent=0)
-    write_synced(folder / "executed.json", f'{{"names": {json.dumps(names, indent=0)},\n"sets": [\n{lines}],\n"arms": {arms}}}\n')
+    text = f'{{"names": {json.dumps(names, indent=0)},\n"sets": [\n{lines}],\n"arms": {arms}}}\n'
+    write_synced(folder / "executed.json", text)
 
 def write_certificates(
     folder: Path,             # results/<sweep>
@@ -479,7 +490,7 @@ class Verification:
         root: Path,  # project folder
     ):
         self.root, self.code = root, Code(root, package_of(root))
-        self.sweeps = {p.parent.name: arms_of(root, p.parent.name) for p in sorted((root / "results").glob("*/runs.csv"))}
+        self.sweeps = {name: arms_of(root, name) for name in recorded_sweeps(root)}
         self.rows = {row["id"]: row for arms in self.sweeps.values() for arm in arms for row in arm.rows}
         self.seconds = {"before": 0.0, "after": 0.0}  # of CPU, in arms
 
@@ -491,10 +502,13 @@ class Verification:
         "What is written about an arm, and what it executed"
         result, new = compare(unit.before[arm.id], unit.after[arm.id]), unit.after[arm.id]
         names = frozenset(self.code.executed(arm.experiment, new["entered"], new["modules"]))
-        changed = [n for n in sorted(names) if self.code.digests.get(n) != then.digests.get(n)]
+        recorder = lambda n: (n.partition(".")[0] in ("runs", "_reach"), n)  # named last: it decides least
+        changed = [n for n in sorted(names, key=recorder) if self.code.digests.get(n) != then.digests.get(n)]
         more = [f"and {len(changed) - MANY} more"] if len(changed) > MANY else []
-        cells = ["experiments/" + arm.experiment] if self.code.cells(arm.experiment)[0] != then.cells(arm.experiment)[0] else []
-        row = dict(arm=arm.id, label=arm_label(arm, self.sweeps[arm.sweep]), row=arm.row["id"], experiment=arm.experiment, commit=arm.commit)
+        same = self.code.cells(arm.experiment)[0] == then.cells(arm.experiment)[0]
+        cells = [] if same else ["experiments/" + arm.experiment]
+        row = dict(arm=arm.id, row=arm.row["id"], experiment=arm.experiment, commit=arm.commit)
+        row |= dict(label=arm_label(arm, self.sweeps[arm.sweep]))
         row |= dict(code=self.code.digest_of(arm.experiment, names), recorded=then.digest_of(arm.experiment, names))
         row |= dict(numbers=result.numbers, outcome=result.outcome, difference=result.difference, new=result.fresh)
         return row | dict(definitions=" ".join(cells + changed[:MANY] + more)), names
@@ -502,7 +516,8 @@ class Verification:
     def conclude(self, unit: Unit, then: Code) -> list[dict]:
         "Compare both sides of a unit and write certificates"
         made = {arm.id: self.certificate(unit, arm, then) for arm in unit.arms}
-        stamp = dict(today=git(self.root, "rev-parse", "HEAD"), processor=processor(), date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
+        stamp = dict(today=git(self.root, "rev-parse", "HEAD"), processor=processor())
+        stamp |= dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
         stamp |= dict(dirty=bool(git(self.root, "status", "--porcelain", "--", ".", ":!results")))
         rows, sweep = [row | stamp for row, _ in made.values()], unit.arms[0].sweep
         ran = {id: names for id, (row, names) in made.items() if row["outcome"] != "not run"}
@@ -639,9 +654,8 @@ def row_states(
 ) -> dict[str, str]:
     "row id → current, verified, unverified or changed; a row shares the state of its arm"
     root = find_root(root)
-    states, names = States(root), [sweep] if sweep else [p.parent.name for p in sorted((root / "results").glob("*/runs.csv"))]
-    found = {}
-    for name in names:
+    states, found = States(root), {}
+    for name in [sweep] if sweep else recorded_sweeps(root):
         arms = arms_of(root, name)
         judged = states.of_sweep(arms)
         found |= {row["id"]: judged[arm.id] for arm in arms for row in arm.rows}
@@ -684,7 +698,7 @@ def since(
     commit: str,         # compare today with it
     arms: list[Arm],     # to choose from
 ) -> list[Arm]:
-    "Arms that between them execute, in every experiment, all that changed since a commit; of a changed notebook, one of each kind"
+    "Arms that execute, in every experiment, all that changed since a commit; of a changed notebook, one of each kind"
     with tempfile.TemporaryDirectory(prefix="refine_nb_verify_") as folder:
         then = code_at(work.root, commit, Path(folder))
         rewritten = {e for e in {a.experiment for a in arms} if then.cells(e)[0] != work.code.cells(e)[0]}
@@ -696,7 +710,7 @@ def since(
             if arm.id not in equal: continue  # what differed before says nothing about a change
             kind = [digest(sorted(executed[arm.id]))] if arm.experiment in rewritten else []
             touched[arm.id] = {(arm.experiment, name) for name in [*(executed[arm.id] & changed), *kind]}
-    if unknown: tqdm.write(f"{unknown} arms were never run, so it is not known what they execute: refine-nb verify", file=sys.stderr)
+    if unknown: tqdm.write(f"{unknown} arms were never run, so what they execute is not known", file=sys.stderr)
     chosen = set(cover(touched))
     return [a for a in arms if a.id in chosen]
 
@@ -708,7 +722,7 @@ def verify(
     again: bool = False,              # also arms whose certificate holds
     workers: int | None = None,       # processes at a time; one per core
 ) -> list[dict]:
-    "Run one random seed of every arm with its recorded commit and with today's code, shortened, and compare; returns certificates"
+    "Run every arm, shortened, with its recorded commit and with today's code, and compare; returns certificates"
     work = Verification(project(root))
     for name in sweeps:
         if name not in work.sweeps: raise VerifyError(nearest("sweep with results", name, work.sweeps))
@@ -741,7 +755,8 @@ def told(
 ) -> str:
     "A certificate in a line"
     place = f"{row['experiment']} {row['label']} (row {row['row']}, recorded at {row['commit'][:9]})"
-    suspects = f"; changed since and executed: {row['definitions']}" if row["outcome"] == "changed" and row["definitions"] else ""
+    named = row["outcome"] == "changed" and row["definitions"]
+    suspects = f"; executed and changed since: {row['definitions']}" if named else ""
     return f"{row['outcome']}: {place}: {row['difference']}{suspects}"
 
 # %% ../nbs/22_verify.ipynb #v22said
@@ -758,12 +773,13 @@ def count_states(
 ) -> str:
     "How many rows of each sweep are in which state"
     states, lines, total = row_states(root), [], dict.fromkeys(STATES, 0)
-    for path in sorted((find_root(root) / "results").glob("*/runs.csv")):
-        held = [states[row["id"]] for row in read_table(path)]
+    for name in recorded_sweeps(find_root(root)):
+        held = [states[row["id"]] for arm in arms_of(find_root(root), name) for row in arm.rows]
         total = {s: n + held.count(s) for s, n in total.items()}
-        lines.append((path.parent.name, {s: held.count(s) for s in STATES}))
+        lines.append((name, {s: held.count(s) for s in STATES}))
     width = max(len(name) for name, _ in lines)
-    return "\n".join(f"{name:{width}}  " + "  ".join(f"{n:5} {s}" for s, n in counts.items()) for name, counts in [*lines, ("all", total)])
+    told_of = lambda counts: "  ".join(f"{n:5} {s}" for s, n in counts.items())
+    return "\n".join(f"{name:{width}}  {told_of(counts)}" for name, counts in [*lines, ("all", total)])
 
 # %% ../nbs/22_verify.ipynb #v22check
 DECIDED = ("reproduced", "refuted", "no effect found")
@@ -774,7 +790,7 @@ def changed_rows(
     "claim card → changed rows of its sweep, the newest of every key, for cards that are decided; CI refuses them"
     from refine_nb.claims import judge_all
     root, states = find_root(root), row_states(root)
-    tables = {p.parent.name: read_table(p) for p in (root / "results").glob("*/runs.csv")}
+    tables = {name: read_table(root / "results" / name / "runs.csv") for name in recorded_sweeps(root)}
     newest = {s: {r["key"]: r for r in sorted(rows, key=lambda r: r.get("started", ""))} for s, rows in tables.items()}
     changed = {s: [r["id"] for r in rows.values() if states[r["id"]] == "changed"] for s, rows in newest.items()}
     changed = {sweep: ids for sweep, ids in changed.items() if ids}
