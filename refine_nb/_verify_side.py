@@ -1,7 +1,7 @@
 """Runs the shortened arms of one experiment in one checkout. The notebook `22_verify` explains it; `verify` starts it.
 
-It works inside old commits too. So it asks of their library only what a notebook asks: `start_run`, and the record that it leaves.
-torch is imported once; every checkout, and in it every arm, is a forked child. An arm that crashes costs no other one anything.
+It works inside old commits too. So it asks of their library only what a notebook asks: `start_run` and its record.
+torch is imported once; every checkout, and in it every arm, is a forked child. A crash costs one arm.
 """
 import ast
 import cProfile
@@ -15,6 +15,7 @@ import traceback
 import types
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 
@@ -42,7 +43,7 @@ def entered(watch: cProfile.Profile, package: Path) -> list[list]:
 
 
 def leave_out_compiler(torch) -> None:
-    "The first optimiser of a process imports torch's compiler for five seconds, only to say that it is not to be compiled"
+    "The first optimiser of a process imports torch's compiler for seconds, only to say that nothing is to be compiled"
     stub = types.ModuleType("torch._dynamo")
     stub.disable = lambda fn=None, recursive=True, **kwargs: fn
     stub.graph_break = lambda *args, **kwargs: None
@@ -69,6 +70,7 @@ class Side:
         self.skip_recorder()
         self.watch.enable()
         self.cut_corpus()
+        self.cut_tasks()
         for name, source, _ in self.cells:
             tree = plain_python(source)
             if all(isinstance(s, ast.Import | ast.ImportFrom) for s in tree.body): self.execute(name, tree)
@@ -89,6 +91,13 @@ class Side:
 
         data.load_corpus = cut
         for name in {run["params"]["corpus"] for run in self.job["runs"]}: cut(name)
+
+    def cut_tasks(self) -> None:
+        "Of thousands of problems, fewer are drawn"
+        try: from refine_nb.tasks import Task
+        except ImportError: return
+        whole, most = Task.sample, self.job["problems"]
+        Task.sample = lambda task, n, *args, **kwargs: whole(task, min(n, most), *args, **kwargs)
 
     def skip_recorder(self) -> None:
         "Identities are not compared, so hashes of code, which take long, are left out where a commit has them"
@@ -127,8 +136,8 @@ class Side:
         except BaseException as raised: error = self.told(raised)
         self.watch.disable()
         modules = sorted(n.partition(".")[2] for n in sys.modules if n.startswith("refine_nb."))
-        result = {"error": error, "entered": entered(self.watch, self.package), "modules": modules, "cpu": sum(os.times()[:2])}
-        result |= found(Path("."), needs)
+        result = {"error": error, "entered": entered(self.watch, self.package), "modules": modules}
+        result |= {"cpu": sum(os.times()[:2])} | found(Path("."), needs)
         Path("result.part").write_text(json.dumps(result), encoding="utf-8")
         os.replace("result.part", "result.json")
 
@@ -177,7 +186,8 @@ def nothing(error: str) -> dict:
 def found(folder: Path, needs: dict) -> dict:
     "The rows and the record that a run left"
     records = [p for p in (folder / "runs").glob("*/run.json") if p.parent.name not in needs]
-    rows = [records[0].with_name("metrics.jsonl")] if records else list((folder / "runs").glob(".attempts/*/*/metrics.jsonl"))
+    attempts = (folder / "runs").glob(".attempts/*/*/metrics.jsonl")
+    rows = [records[0].with_name("metrics.jsonl")] if records else list(attempts)
     record = json.loads(records[0].read_text(encoding="utf-8")) if records else None
     lines = [line for path in rows for line in path.read_text(encoding="utf-8").splitlines()]
     return {"rows": [json.loads(line) for line in lines], "record": record}
@@ -208,16 +218,12 @@ def in_child(call, *args) -> int:
 
 def main() -> None:
     "Import what all commits share, then run the jobs whose folders are named on stdin"
-    import datasets
-    import pandas
-    import scipy.stats
-    import torch
-    leave_out_compiler(torch)
+    for name in ("datasets", "pandas", "scipy.stats"): import_module(name)
+    leave_out_compiler(import_module("torch"))
     for line in sys.stdin:
         folder = Path(line.strip())
         in_child(work, folder)
         (folder / "ended").touch()
-    del datasets, pandas, scipy
 
 
 if __name__ == "__main__": main()

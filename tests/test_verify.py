@@ -48,7 +48,8 @@ def git(root, *args):
 def record(root, runs, commit=None):
     "A table as a sweep leaves it, of runs at the last commit"
     names, commit = ["seed", "corpus", "lr", "steps", "how"], commit or git(root, "rev-parse", "HEAD")
-    fixed = dict(experiment="tiny", status="ok", parameters=" ".join(names), corpus="markov", lr="0.003", steps="500", how="fine")
+    fixed = dict(experiment="tiny", status="ok", parameters=" ".join(names))
+    fixed |= dict(corpus="markov", lr="0.003", steps="500", how="fine")
     rows = [fixed | run | dict(id=f"row{i}", commit=commit) for i, run in enumerate(runs)]
     path = root / "results" / "s" / "runs.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +101,7 @@ def test_refactorings_that_change_no_number_are_equal(project):
 
 
 PLANTED = [("train", "betas=(0.9, 0.95)", "betas=(0.9, 0.999)", "grad_norm", "train.adamw"),
-           ("data", "return ids.unfold(0, context + ahead, context)", "return ids[1:].unfold(0, context + ahead, context)", "val_loss", "data.eval_windows"),
+           ("data", "return ids.unfold(0, con", "return ids[1:].unfold(0, con", "val_loss", "data.eval_windows"),
            ("runs", 'method="BCa"', 'method="percentile"', "val_loss_low", "runs.bootstrap_interval")]
 
 
@@ -134,9 +135,8 @@ def test_few_arms_cover_a_change(project):
     made, = verify(root=project, changed_since=first)
     assert made["outcome"] == "equal"
     assert sorted(row_states(project).values()) == ["unverified", "verified"]
-    edit(project, "grpo", "def ", "def new_")  # nobody executes it
-    assert verify(root=project, changed_since=first, sweeps=["s"], again=True)[0]["row"] == made["row"]
     git(project, "checkout", "-q", "--", ".")
+    edit(project, "grpo", "def ", "def new_")  # nobody executes it
     assert verify(root=project, changed_since=first, again=True) == []
 
 
@@ -151,12 +151,12 @@ def test_ctrl_c_leaves_no_process_and_no_folder(project, tmp_path, monkeypatch):
     driver.send_signal(signal.SIGINT)
     assert driver.wait(30) == 130, driver.stderr.read()
     assert not list(tmp_path.glob("refine_nb_verify_*"))
-    assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.replace(str(ROOT), "")
+    assert str(project) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
 @needs_git
 def test_mistakes_are_told(project, tmp_path):
-    with pytest.raises(VerifyError, match="did you mean 's'"): verify(["S"], root=project)
+    with pytest.raises(VerifyError, match="no sweep with results 'S' .there is s"): verify(["S"], root=project)
     with pytest.raises(VerifyError, match="no such commit"): verify(root=project, changed_since="abc1234")
     (tmp_path / "bare" / "experiments").mkdir(parents=True)
     with pytest.raises(VerifyError, match="no git repository"): verify(root=tmp_path / "bare")
@@ -178,7 +178,8 @@ def result(rows=({"step": 1, "loss": 2.0, "cpu_seconds": 1.0},), error=None, **r
 @pytest.mark.parametrize("after, outcome, words", [
     (result(), "equal", ""),
     (result(rows=[{"step": 1, "loss": 2.0, "cpu_seconds": 9.0}]), "equal", ""),
-    (result(rows=[{"step": 1, "loss": 2.0000000000000004, "cpu_seconds": 1.0}]), "changed", "loss (step 1, row 1): 2.0, today 2.0000000000000004"),
+    (result(rows=[{"step": 1, "loss": 2.0000000000000004, "cpu_seconds": 1.0}]), "changed",
+     "loss (step 1, row 1): 2.0, today 2.0000000000000004"),
     (result(rows=[{"step": 1}]), "changed", "loss (step 1, row 1): 2.0, today missing"),
     (result(rows=[]), "changed", "step (step 1, row 1): 1, today missing"),
     (result(rows=[{"step": 1, "loss": 2.0}, {"step": 2, "loss": 2.0}]), "changed", "1 rows of metrics, today 2"),
@@ -220,13 +221,15 @@ def names_of(text, lines=(("m", 8),)):
 
 
 def test_a_run_depends_on_what_it_calls_and_what_that_mentions():
-    assert set(names_of(MODULE)) == {"m", "m.BASE", "m.Net", "m.Net.run"}
+    assert set(names_of(MODULE)) == {"m", "m.BASE", "m.SPARE", "m.Net", "m.Net.run"}
     assert set(names_of(MODULE, [("m", 12)])) == {"m", "m.Net", "m.Net.late", "m.math"}
 
 
 @pytest.mark.parametrize("old, new, same", [
-    ('"Doc"', '"Other words"', True), ("return 0", "return 1", True), ("math.pi", "math.e", True), ("import math", "import cmath as math", True),
-    ("helper as", "help as", True), ("x * BASE", "x*BASE  # why", True), ("x * BASE", "BASE * x", False), ("width: int = 4", "width: int = 5", False),
+    ('"Doc"', '"Other words"', True), ("return 0", "return 1", True), ("math.pi", "math.e", True),
+    ("import math", "import cmath as math", True),
+    ("helper as", "help as", True), ("x * BASE", "x*BASE  # why", True), ("x * BASE", "BASE * x", False),
+    ("width: int = 4", "width: int = 5", False),
     ("Net.depth = 3", "Net.depth = 4", False), ("= 2, 3", "= 7, 3", False)])
 def test_what_counts_as_a_change(old, new, same):
     assert (names_of(MODULE) == names_of(MODULE.replace(old, new))) is same
@@ -239,6 +242,7 @@ def test_cover_is_small():
 
 def test_parameters_are_cut_and_shapes_are_not():
     spec = Parameters({}, dict(seed=int, steps=int, width=int, lr=float, detach=bool, name=str), {})
-    row = dict(parameters="seed steps width lr detach name", seed="1", steps="400", width="64", lr="1e-3", detach="True", name="")
+    row = dict(parameters="seed steps width lr detach name", name="")
+    row |= dict(seed="1", steps="400", width="64", lr="1e-3", detach="True")
     assert shortened("x", typed(row, spec)) == dict(seed=1, steps=3, width=64, lr=0.001, detach=True)
     with pytest.raises(VerifyError, match="no parameter 'layers'"): typed(dict(parameters="layers", layers="2"), spec)
