@@ -986,7 +986,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.verify.identifiers': ('verify.html#identifiers', 'refine_nb/verify.py'),
                                   'refine_nb.verify.job_of': ('verify.html#job_of', 'refine_nb/verify.py'),
                                   'refine_nb.verify.package_of': ('verify.html#package_of', 'refine_nb/verify.py'),
-                                  'refine_nb.verify.processor': ('verify.html#processor', 'refine_nb/verify.py'),
                                   'refine_nb.verify.project': ('verify.html#project', 'refine_nb/verify.py'),
                                   'refine_nb.verify.read_executed': ('verify.html#read_executed', 'refine_nb/verify.py'),
                                   'refine_nb.verify.recorded_sweeps': ('verify.html#recorded_sweeps', 'refine_nb/verify.py'),

@@ -7,9 +7,9 @@ __all__ = ['CUTS', 'FEWER', 'TEXTS', 'TEXT', 'PROBLEMS', 'CLOCKS', 'FUNCTIONS', 
            'LIMIT', 'STATES', 'DECIDED', 'VerifyError', 'Arm', 'asked', 'arms_of', 'recorded_sweeps', 'arm_label',
            'typed', 'shortened', 'Definition', 'canonical', 'identifiers', 'definitions', 'Code', 'project',
            'package_of', 'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare',
-           'processor', 'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units',
-           'ended_after', 'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since',
-           'verify', 'unsettled', 'told', 'summary', 'count_states', 'changed_rows']
+           'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after',
+           'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify',
+           'unsettled', 'told', 'summary', 'count_states', 'changed_rows']
 
 # %% ../nbs/22_verify.ipynb #v22imp
 import ast
@@ -34,8 +34,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ._verify_side import nothing, plain_python
-from .runs import PACKAGE, Parameters, code_cells, digest, find_root, git, nearest, read_parameters, write_synced
-from .sweep import cores, locked, read_table, write_table
+from refine_nb.runs import (
+    PACKAGE, Parameters, code_cells, digest, find_root, git, nearest, processor, read_parameters, read_table, write_synced,
+)
+from .sweep import cores, locked, write_table
 
 # %% ../nbs/22_verify.ipynb #v22arms
 class VerifyError(ValueError):
@@ -437,13 +439,6 @@ def compare(
 # %% ../nbs/22_verify.ipynb #v22cert
 COLUMNS = ["arm", "label", "row", "experiment", "commit", "today", "dirty", "code", "recorded", "processor", "date",
            "numbers", "outcome", "difference", "new", "definitions"]
-
-def processor() -> str:
-    "What this machine computes with"
-    import torch
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else 'unknown'}, {torch.backends.cpu.get_cpu_capability()}"
 
 def read_executed(
     folder: Path,  # results/<sweep>
