@@ -9,7 +9,7 @@ __all__ = ['CUTS', 'FEWER', 'TEXTS', 'TEXT', 'PROBLEMS', 'CLOCKS', 'FUNCTIONS', 
            'package_of', 'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare',
            'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after',
            'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify',
-           'unsettled', 'told', 'summary', 'count_states', 'changed_rows']
+           'unsettled', 'told', 'summary', 'count_states', 'certified', 'changed_rows']
 
 # %% ../nbs/22_verify.ipynb #v22imp
 import ast
@@ -775,6 +775,20 @@ def count_states(
     width = max(len(name) for name, _ in lines)
     told_of = lambda counts: "  ".join(f"{n:5} {s}" for s, n in counts.items())
     return "\n".join(f"{name:{width}}  {told_of(counts)}" for name, counts in [*lines, ("all", total)])
+
+# %% ../nbs/22_verify.ipynb #v22certified
+def certified(
+    root: str | Path = ".",  # a folder inside the project
+) -> tuple[dict[str, str], str]:
+    "Row id → verified, unverified or changed by the certificates alone, and the day of the last one: what the board shows"
+    root, found, days = find_root(root), {}, {""}
+    words = {"equal": "verified", "changed": "changed"}
+    for name in recorded_sweeps(root):
+        held = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
+        outcomes = {arm.id: held.get(arm.id, {}).get("outcome", "") for arm in arms_of(root, name)}
+        found |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms_of(root, name) for row in arm.rows}
+        days |= {c["date"] for c in held.values()}
+    return found, max(days)
 
 # %% ../nbs/22_verify.ipynb #v22check
 DECIDED = ("reproduced", "refuted", "no effect found")
