@@ -106,8 +106,9 @@ TEXTS = {"01_char_lm": 140_000, "10_guided_grpo": 101_500, "10_context_collapse"
          "12_confidence_lookahead": 72_000, "14_quiet_text": 20_000}  # characters of a corpus that are kept
 TEXT = 60_000                                                         # where an experiment is not named
 PROBLEMS = 2000                                                       # drawn from a task at once, at most
-CLOCKS = {"cpu_seconds", "wall_seconds", "gflops", "cpu_180", "warm_gflops", "warm_cpu_180", "log_cpu_to_95",
-          "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms", "rl/inference_time_ms"}  # two runs of the same code differ in them
+CLOCKS = {"cpu_seconds", "wall_seconds", "train_cpu_seconds", "warm_cpu_seconds", "gflops", "cpu_180", "warm_gflops",
+          "warm_cpu_180", "log_cpu_to_95", "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms",
+          "rl/inference_time_ms", "rl/direct_time_ms"}  # two runs of the same code differ in them
 
 def typed(
     row: dict,         # as text
