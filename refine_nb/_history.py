@@ -25,6 +25,7 @@ class History:
     pins: dict = field(default_factory=dict)     # hash of a card → parameters that complete it
     bases: dict = field(default_factory=dict)    # experiment → the parameters that the file does not repeat
     starts: dict = field(default_factory=dict)   # experiment → {parameters: {random seed: starts, the earliest first}}
+    found: dict = field(default_factory=dict)    # what `seeds` has answered
 
     def version(self, card: Mapping[str, object]) -> dict | None:
         "The entry of this very version of a card"
@@ -49,8 +50,9 @@ class History:
     def seeds(self, row: Mapping[str, object]) -> dict[str, list[str]]:
         "The starts of a row's arm, by random seed"
         if "experiment" not in row: return {}
-        params = parameters_of(row)
-        return self.asked.get((row["experiment"], complete(self.root, row["experiment"], params)), {})
+        key = row["experiment"], tuple(parameters_of(row).items())
+        if key not in self.found: self.found[key] = self.asked.get((key[0], complete(self.root, key[0], dict(key[1]))), {})
+        return self.found[key]
 
 
 # Reading tables and completing parameters

@@ -127,8 +127,9 @@ def select(
     where: Mapping[str, object],    # the arm or a control; overrides the scope
 ):
     "Rows of one arm, indexed by random seed: one per seed, every parameter pinned"
-    wanted, own = (card.get("scope") or {}) | (where or {}), [str(p).split() for p in table["parameters"]]
-    names, chosen = set().union(*own), range(len(table))
+    wanted, lists = (card.get("scope") or {}) | (where or {}), table["parameters"].tolist()
+    own = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
+    names, chosen = {n for p in own for n in p.split()}, range(len(table))
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {nearest('parameter', name, sorted(names))}")
         column = table[name].tolist()
@@ -136,7 +137,7 @@ def select(
         if not fits:
             raise Open(f"no run yet: {nearest(name, value, map(str, table[name].dropna().unique()))}")
         chosen = [i for i in chosen if i in fits]
-    chosen = _pinned(table, [(i, set(own[i]) - {"seed", *wanted}) for i in chosen], card, wanted)
+    chosen = _pinned(table, [(i, own[lists[i]]) for i in chosen], card, wanted)
     if "seed" not in names: return table.iloc[chosen]
     seeds = table["seed"].tolist()
     chosen = sorted(chosen, key=lambda i: seeds[i])
@@ -445,7 +446,7 @@ def judge(
 
 def _narrow(table, metric: str):
     "A table without other metrics, which makes all that follows several times faster"
-    names = {n for p in table["parameters"].unique() for n in p.split()}
+    names = {n for p in set(table["parameters"].tolist()) for n in p.split()}
     more = ["id", "experiment", "parameters", "status", "deterministic", "started", "cards", *(metric + end for end in ("", "_low", "_high", "_windows"))]
     return table[[c for c in table.columns if c in names or c in more]]
 
@@ -549,7 +550,7 @@ def _named(card: Mapping[str, object]) -> list[set[str]]:
 def _early(card: Mapping[str, object], table, top: Path, past: History | None) -> Verdict | None:
     "Open, where nothing is recorded yet, or nothing since the experiment got a parameter that the card names"
     if table is None: return Verdict(card, "open", {}, "no runs yet")
-    new = set().union(*_named(card)) - {n for p in table["parameters"].dropna() for n in p.split()}
+    new = set().union(*_named(card)) - {n for p in set(table["parameters"].tolist()) for n in p.split()}
     books = [top / "experiments" / f"{e}.ipynb" for e in table["experiment"].unique()] if new else []
     known = {n for book in books if book.exists() for n in read_parameters(book).types}
     why = f"no run has the parameter {', '.join(sorted(new))} yet"

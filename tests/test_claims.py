@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
@@ -470,9 +469,3 @@ def test_the_history_of_this_book():
     "Two thresholds that were written knowing the numbers, and repeated"
     verdicts = judge_all(ROOT, ["guided_grpo", "context_collapse"])
     assert {verdicts[id].verdict for id in ("renormalized_beats_stratified", "collapse_ends_with_one_guess")} == {"post hoc"}
-
-
-def test_judging_everything_is_quick():
-    began = time.process_time()
-    judge_all(ROOT)
-    assert time.process_time() - began < 15
