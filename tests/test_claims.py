@@ -13,7 +13,7 @@ from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
 from refine_nb.claims import (METRICS, CardError, check_card, decide, in_studies, judge, judge_all, kept, read_cards, row_states,
-                              ruling, write_claims)
+                              write_claims)
 from refine_nb.runs import Interval, ParameterError, card_hash, card_hashes
 
 CARD = {"id": "c", "claim": "A is better than B.", "sweep": "s", "scope": {"preset": "cpu"}, "metric": "acc", "arm": {"model": "a"}, "controls": {"b": {"model": "b"}}, "rule": {"test": "paired", "at_least": 0.02, "n": 5}}
