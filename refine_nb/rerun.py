@@ -6,11 +6,10 @@
 __all__ = ['RERUNS', 'expectation', 'spreads', 'numbers', 'rerun', 'shown']
 
 # %% ../nbs/23_rerun.ipynb #r23imp
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from .runs import code_hash, processor, published, read_table
+from .runs import code_hash, published, read_table
 from .sweep import SweepError, as_text, cores, execute, locked, make_plan, require, write_table
 from .verify import CLOCKS
 
