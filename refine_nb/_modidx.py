@@ -495,6 +495,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'refine_nb.runs.TableError': ('runs.html#tableerror', 'refine_nb/runs.py'),
                                 'refine_nb.runs._Loader': ('runs.html#_loader', 'refine_nb/runs.py'),
                                 'refine_nb.runs._as_saved': ('runs.html#_as_saved', 'refine_nb/runs.py'),
+                                'refine_nb.runs._cards_of': ('runs.html#_cards_of', 'refine_nb/runs.py'),
                                 'refine_nb.runs._check_preset': ('runs.html#_check_preset', 'refine_nb/runs.py'),
                                 'refine_nb.runs._completed': ('runs.html#_completed', 'refine_nb/runs.py'),
                                 'refine_nb.runs._creator_gone': ('runs.html#_creator_gone', 'refine_nb/runs.py'),

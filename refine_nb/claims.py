@@ -458,7 +458,7 @@ def _check_metric(card: Mapping[str, object], table) -> None:
 def _narrow(table, metric: str):
     "A table without other metrics, which makes all that follows several times faster"
     names = {n for p in set(table["parameters"].tolist()) for n in p.split()}
-    names |= {"id", "experiment", "parameters", "status", "deterministic", "started", "cards"}
+    names |= {"id", "experiment", "parameters", "status", "deterministic", "started", "cards", "processor"}
     names |= {metric + end for end in ("", "_low", "_high", "_windows")}
     return table[[c for c in table.columns if c in names]]
 
@@ -468,7 +468,7 @@ def _used(arms: list, card: Mapping[str, object]) -> list[dict]:
     for rows in arms:
         mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
         chosen = rows[mine] if card["rule"]["test"] in SEEDS else rows[:1]
-        names = {"id", "experiment", "parameters", "started", "cards"}.union(*map(str.split, chosen["parameters"]))
+        names = {"id", "experiment", "parameters", "started", "cards", "processor"}.union(*map(str.split, chosen["parameters"]))
         found += chosen[[c for c in chosen if c in names]].to_dict("records")
     return found
 
@@ -488,6 +488,8 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list
     if past and (pins := past.pins.get(card_hash(card))):
         notes.append(f"Pinned from its runs, where the card names nothing: {_spoken(pins)}")
     times, days = max(map(len, starts), default=0), sorted({s[:10] for found in starts for s in found})
+    machines = sorted({row["processor"] for row in used if isinstance(row.get("processor"), str)})
+    if len(machines) > 1: notes.append(f"Recorded on different processors: {'; '.join(machines)}")
     if times > 1: notes.append(f"Recorded up to {times} times, on {', '.join(days)}")
     return tuple(notes)
 

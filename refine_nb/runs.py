@@ -860,9 +860,15 @@ def _read_records(path: Path):
 
 def _with_cards(table, known: Mapping[str, dict]):
     "The table with the claim cards that each run knew, as JSON text, in place of their digest"
-    import pandas as pd
     if "cards" not in table: return table
-    return table.assign(cards=[json.dumps({} if pd.isna(c) else known[c], sort_keys=True) for c in table["cards"]])
+    return table.assign(cards=[_cards_of(c, known) for c in table["cards"]])
+
+def _cards_of(cell: object, known: Mapping[str, dict]) -> str:
+    "What a cell says of cards: nothing, their digest, or (in tables of before) the cards themselves"
+    if not isinstance(cell, str): return "{}"
+    if cell.startswith("{"): return cell
+    if cell not in known: raise TableError(f"cards.json has no {cell}, which a row beside it names: restore it from git")
+    return json.dumps(known[cell], sort_keys=True)
 
 TEXT = dict.fromkeys(("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards"), str)  # never numbers
 

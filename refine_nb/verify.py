@@ -786,10 +786,12 @@ def certified(
     words = {"equal": "verified", "changed": "changed"}
     for name in recorded_sweeps(root):
         held = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
-        outcomes = {arm.id: held.get(arm.id, {}).get("outcome", "") for arm in arms_of(root, name)}
-        found |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms_of(root, name) for row in arm.rows}
+        arms = arms_of(root, name) if held else []
+        found |= dict.fromkeys((row["id"] for row in read_table(root / "results" / name / "runs.csv")), "unverified")
+        outcomes = {arm.id: held.get(arm.id, {}).get("outcome") for arm in arms}
+        found |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms for row in arm.rows}
         days |= {c["date"] for c in held.values()}
-    return found, max(days)
+    return (found, max(days)) if max(days) else ({}, "")
 
 # %% ../nbs/22_verify.ipynb #v22check
 DECIDED = ("reproduced", "refuted", "no effect found")

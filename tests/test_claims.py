@@ -44,6 +44,12 @@ def test_each_verdict_over_seeds(gains, verdict):
     assert bool(found.numbers) == (len(gains) == 5)
 
 
+def test_a_comparison_across_processors_is_said():
+    def notes(*names): return judge(CARD, pd.DataFrame([r | {"processor": names[r["seed"] % len(names)]} for r in clear()])).notes
+    assert not [n for n in notes("one") if "processors" in n]
+    assert [n for n in notes("one", "two") if n == "Recorded on different processors: one; two"]
+
+
 def clear(**more): return rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)], **more) + rows("b", B)
 
 

@@ -293,6 +293,14 @@ def record(id, key, started, **params):
     return {"id": id, "key": key, "experiment": "e", "status": "ok", "params": params, "metrics": {"loss": 1.0}, "corpus": None, "started": started}
 
 
+def test_a_table_tells_the_cards_of_its_rows(tmp_path):
+    rows = [flat(record(i, i, "2030") | {"cards": c}) for i, c in (("a", {"c": "1"}), ("b", {}))] + [flat(record("d", "d", "2030")) | {"cards": '{"c": "2"}'}]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    with pytest.raises(R.TableError, match="cards.json has no .*: restore it"): read_runs(tmp_path)
+    (tmp_path / "cards.json").write_text(json.dumps({rows[0]["cards"]: {"c": "1"}}))
+    assert [json.loads(c) for c in read_runs(tmp_path)["cards"]] == [{"c": "1"}, {}, {"c": "2"}]
+
+
 def test_a_table_reads_back_what_was_written(tmp_path):
     rows = [flat(record("12e4567890123456", "k1", "2030", name="NA", lr=None)), flat(record("0000000000000012", "k2", "2030", name="None", lr=0.1))]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
