@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .runs import code_hash, published, read_table
-from .sweep import SweepError, as_text, cores, execute, locked, make_plan, require, write_table
+from .sweep import SweepError, as_text, cores, execute, locked, make_plan, write_table
 from .verify import CLOCKS
 
 # %% ../nbs/23_rerun.ipynb #r23cmp1
@@ -67,19 +67,26 @@ def rerun(
     scratch: str | Path | None = None,          # folder for runs; build/rerun of the project
 ):
     "Run recorded rows again on this machine; a table of every number then and now, with what was to be expected"
-    plan = make_plan(path, where=where)
+    plan = make_plan(path, where=where, recording=False)
     ids = [i for i, row in plan.rows.items() if i in plan.asked and row["status"] == "ok"]
     if not ids: raise SweepError(f"{plan.sweep.name}: no recorded row has {dict(where or {})}")
     table, plan.results = plan.results / plan.sweep.name, Path(scratch or plan.sweep.root / "build" / "rerun").resolve()
-    plan.runs, plan.todo, plan.recorded = plan.results / "runs", [], False
-    code = code_hash(plan.sweep.notebook)
-    for id in ids:
-        record = published(plan.runs / id)
-        if record and record["code"] == code: continue
-        plan.again.add(id)
-        require(plan, id, plan.heads[id])
-    if plan.todo: execute(plan, workers or cores())
+    plan.runs, plan.todo = plan.results / "runs", []
+    for id in ids: _again(plan, id, plan.heads[id])
+    ended = execute(plan, workers or cores()) if plan.todo else {}
+    lost = [i for i in ids if ended.get(i, "ok") not in ("ok", "diverged", "already")]
+    if lost: raise SweepError(f"{len(lost)} of {len(ids)} runs failed, such as {lost[0]}: {plan.runs / '.failed'} has the tracebacks")
     return _compared(plan, ids, table)
+
+def _again(plan, id: str, head: dict) -> bool:
+    "Put a run on the list unless the code of now has given it already; first what it builds on; True if it will run"
+    plan.others |= head["needs"]
+    needs = [_again(plan, need, other) for need, (_, other) in head["needs"].items()]
+    record = published(plan.runs / id)
+    if record and record["code"] == code_hash(head["notebook"]) and not any(needs): return False
+    plan.again.add(id)
+    if id not in plan.todo: plan.todo.append(id)
+    return True
 
 def _compared(plan, ids: list[str], folder: Path):
     "The table of a rerun; its numbers are kept beside the recorded ones"

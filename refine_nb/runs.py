@@ -10,7 +10,7 @@ __all__ = ['IDENTITY', 'TAIL', 'TYPES', 'PACKAGE', 'CARRIED', 'DECIDES', 'REQUES
            'read_card', 'card_hashes', 'Interval', 'mean_interval', 'paired_interval', 'bootstrap_interval',
            'find_root', 'find_notebook', 'git', 'provenance', 'identify', 'start_run', 'check_injected', 'live_values',
            'check_request', 'read_back', 'Run', 'read_rows', 'write_windows', 'read_windows', 'TableError', 'flat',
-           'read_table', 'complete', 'read_runs', 'read_curves']
+           'unmarked', 'read_table', 'complete', 'read_runs', 'read_curves']
 
 # %% ../nbs/05_runs.ipynb #r05imp
 import ast, csv, difflib, errno, fcntl, gzip, hashlib, io, json, math, os, platform, re, shutil, socket
@@ -623,6 +623,8 @@ def read_back(
     wrong = [f"{n}: asked {v!r}, ran {record['params'].get(n)!r}" for n, v in spec["params"].items() if n not in record["params"] or record["params"][n] != v]
     if record["id"] != spec["id"]: wrong.append(f"id: asked {spec['id']}, ran {record['id']}")
     if not record["as_saved"]: wrong.append("the code that ran is not the code in the files")
+    if spec.get("code", record.get("code")) != record.get("code"):
+        wrong.append("the code was changed after the sweep was planned: start the sweep again")
     return "; ".join(wrong)
 
 # %% ../nbs/05_runs.ipynb #r05run4
@@ -805,17 +807,22 @@ def flat(
     row |= {k: get("versions", {}).get(k) for k in ("python", "torch")} | {k: get(k) for k in ("commit", "dirty", "started")}
     return row | {"cards": digest(get("cards")) if get("cards") else None}
 
+def unmarked(
+    path: Path,  # a table, or cards.json
+) -> str:
+    "Its text; refused where git left its conflict markers"
+    text = path.read_text(encoding="utf-8")
+    marked = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
+    if not marked: return text
+    joined = path.name in ("runs.csv", "curves.csv", "cards.json")
+    way = f"`refine-nb merge {path.parent}` keeps the rows of both sides, one a question" if joined else "take either side of it"
+    raise TableError(f"{path} holds git's conflict markers (line {marked[0]}): {way}")
+
 def read_table(
     path: Path,  # a CSV file, or none yet
 ) -> list[dict]:
-    "Rows as text, untouched; a table in which git left its conflict markers is refused"
-    if not path.exists(): return []
-    text = path.read_text(encoding="utf-8")
-    marked = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
-    if marked:
-        raise TableError(f"{path} holds git's conflict markers (line {marked[0]}): `refine-nb merge {path.parent}` "
-                         "keeps the rows of both sides, one a question")
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    "Rows as text, untouched"
+    return list(csv.DictReader(io.StringIO(unmarked(path), newline=""))) if path.exists() else []
 
 def complete(
     rows: list[dict],       # as text, of one experiment
@@ -823,7 +830,13 @@ def complete(
     keys: Mapping[str, str] = {},  # id → key of the runs that rows name
 ) -> list[dict]:
     "Rows from before the notebook got a parameter, with its default, which has to be what the notebook did until then"
-    return [_completed(row, spec, keys) if set(row["parameters"].split()) < set(spec.types) else row for row in rows]
+    return [_completed(row, spec, keys) if _asked_anew(row, spec, keys) else row for row in rows]
+
+def _asked_anew(row: dict, spec: Parameters, keys: Mapping[str, str]) -> bool:
+    "Whether today's notebook may give the question another key: it has more parameters, or the run that it builds on may"
+    names = row["parameters"].split()
+    needs = [row[n][4:] for n in names if row[n].startswith("run:")]
+    return set(names) < set(spec.types) or set(names) == set(spec.types) and bool(needs) and set(needs) <= set(keys)
 
 def _completed(row: dict, spec: Parameters, keys: Mapping[str, str]) -> dict:
     "A row as today's notebook would ask its question"
@@ -887,7 +900,7 @@ def _read_csv(path: Path):
     writer.writeheader()
     writer.writerows(rows)
     cards = path.with_name("cards.json")
-    known = json.loads(cards.read_text(encoding="utf-8")) if cards.exists() else {}
+    known = json.loads(unmarked(cards)) if cards.exists() else {}
     table = pd.read_csv(io.StringIO(out.getvalue()), keep_default_na=False, na_values=[""], dtype=text)
     return _with_cards(table, known)
 

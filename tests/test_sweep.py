@@ -273,6 +273,32 @@ def test_a_new_parameter_of_a_warm_start_leaves_what_builds_on_it(toy):
     assert not make_plan(sweep).todo
 
 
+@needs_git
+def test_no_row_comes_from_code_that_no_commit_holds(toy):
+    "Neither of code that is not committed, nor of a record of such code that lies in runs/"
+    sweep = toy.sweep("  - {seed: 0}")
+    commit(toy.root)
+    other = BODY.replace('"x": start + steps', '"x": 100 + start + steps')
+    write_notebook(toy.notebook, toy_cells(body=other))
+    code, _, err = toy.run("sweep", sweep)
+    assert code == 2 and "experiments/toy.ipynb differ from the last commit" in err and not toy.executions()
+    assert toy.run("sweep", sweep, "--results", toy.root / "elsewhere")[0] == 0
+    write_notebook(toy.notebook, toy_cells())
+    assert toy.run("sweep", sweep)[0] == 0 and read_runs(toy.root / "results" / "s")["x"].tolist() == [4]
+    assert read_runs(toy.root / "elsewhere" / "s")["x"].tolist() == [104]
+
+
+def test_code_changed_in_the_middle_of_a_sweep_is_not_published(toy):
+    sweep = toy.sweep("  - {seed: 0, pause: 0.3}\n  - {seed: 1}")
+    driver = toy.start("sweep", sweep, "--workers", 1)
+    toy.at_work()
+    write_notebook(toy.notebook, toy_cells(body=BODY + "\nextra = 1"))
+    driver.communicate(timeout=60)
+    assert driver.returncode == 1 and len(list(toy.root.glob("runs/.failed/*"))) >= 1
+    said = [p.read_text() for p in toy.root.glob("runs/.failed/*/traceback.txt")]
+    assert any("the code was changed after the sweep was planned" in t or "not the code in the files" in t for t in said)
+
+
 def test_a_row_keeps_the_name_it_was_recorded_under(toy):
     "Old ids, pages and files know them: a run that is executed again for its files takes the recorded id"
     toy.sweep("  - {seed: 0}", "warm")
@@ -558,6 +584,8 @@ def test_machines_share_a_sweep_and_join_their_tables(tmp_path):
     assert table["loss"].tolist() == [1.0, 2.0, 4.0] and json.loads(table["cards"][2]) == {"c": "1"}
     assert read_windows(tmp_path / "a", there["id"]) == {"loss": [1.0]} and len(read_curves(tmp_path / "a")) == 3
     with pytest.raises(SweepError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
+    merge(tmp_path / "d", [both | {"id": "d", "key": "d", "experiment": "other"}], tmp_path / "runs", [])
+    with pytest.raises(SweepError, match="tables of one sweep"): join(tmp_path / "a", [tmp_path / "d"])
 
 
 CARD = "id: c\nclaim: x\nsweep: s\nmetric: x\narm: {seed: 0}\nrule: {test: exact, n: 1, at_least: 0}\n"
