@@ -176,16 +176,22 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 def processor() -> str:
-    "Model of the processor, torch's vector instructions where torch is loaded, AMX or not, and the GPU"
+    "Model of the processor, the vector instructions that torch uses on it, AMX or not, and the GPU"
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    flags = re.search(r"^flags\s*:\s*(.+)$", text, re.M)
     parts = [model[1].strip() if model else platform.processor() or platform.machine()]
-    torch = sys.modules.get("torch")
-    if torch: parts.append(torch.backends.cpu.get_cpu_capability())
-    if re.search(r"\bamx_tile\b", text): parts.append("AMX")
-    if torch and device_type() == "cuda": parts.append(torch.cuda.get_device_name())
+    parts += _instructions(set(flags[1].split()) if flags else set())
+    if device_type() == "cuda": parts.append(sys.modules["torch"].cuda.get_device_name())
     return ", ".join(parts)
+
+def _instructions(flags: set[str]) -> list[str]:
+    "What torch.backends.cpu.get_cpu_capability() says, without importing torch, and AMX"
+    chosen = os.environ.get("ATEN_CPU_CAPABILITY", "").upper()
+    wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"} <= flags
+    own = "AVX512" if wide else "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
+    return [chosen or own] + ["AMX"] * ("amx_tile" in flags)
 
 # %% ../nbs/05_runs.ipynb #r05rec1
 def plain(

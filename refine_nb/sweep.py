@@ -87,6 +87,7 @@ class Plan:
     runs: Path                                      # the folder of runs
     results: Path                                   # the folder of all results
     recorded: bool                                  # whether results go to the project's own results/
+    commit: str | None = None                       # of now
     heads: dict = field(default_factory=dict)       # id → head of every run wanted by the sweep
     others: dict = field(default_factory=dict)      # id → (sweep name, head) of every run another one builds on
     todo: list = field(default_factory=list)        # ids to execute, those that others build on first
@@ -199,7 +200,7 @@ def make_plan(
     for name in where:
         if name not in sweep.spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, sweep.spec.types)}")
     runs, results = Path(runs or sweep.root / "runs").resolve(), Path(results or sweep.root / "results").resolve()
-    plan = Plan(sweep, runs, results, (sweep.root / "results") in (results, *results.parents))
+    plan = Plan(sweep, runs, results, (sweep.root / "results") in (results, *results.parents), git(sweep.root, "rev-parse", "HEAD"))
     if plan.recorded: check_cards(sweep)
     identifier = Identifier(sweep.root, runs, results, plan.recorded)
     for entry in sweep.entries:
@@ -226,19 +227,14 @@ def _stands(plan: Plan, id: str) -> bool:
     "Whether a run needs no execution: it has a row or a record, and where it is to be repeated, one of this commit and processor"
     row, record = plan.rows.get(id), published(plan.runs / id)
     if id not in plan.again: return bool(row and row["status"] in ("ok", "diverged")) or bool(record)
-    return any(of_here(plan.sweep.root, r) for r in (row, record and as_text(flat(record))) if r)
+    return any(of_here(plan.commit, r) for r in (row, record and as_text(flat(record))) if r)
 
 def of_here(
-    root: Path,  # project folder
-    row: dict,   # as text
+    commit: str | None,  # of now
+    row: dict,           # as text
 ) -> bool:
     "Whether a row was recorded with the committed code of now, on a processor like this one"
-    return row["commit"] == _head(root) and row["dirty"] == "False" and row.get("processor") == processor()
-
-@cache
-def _head(root: Path) -> str | None:
-    "The commit of now"
-    return git(root, "rev-parse", "HEAD")
+    return row["commit"] == commit and row["dirty"] == "False" and row["processor"] == processor()
 
 def require(
     plan: Plan,  # gets the run and what it builds on
@@ -446,7 +442,7 @@ def show(
         name, head = (plan.sweep.name, plan.heads[id]) if id in plan.heads else plan.others[id]
         own = label(head["params"], heads) if id in plan.heads else f"for {name}: {head['params']}"
         lines.append(f"  to run  {id}  {own}  " + (f"about {costs[id]:.0f} CPU-s" if costs[id] is not None else "cost unknown"))
-    elsewhere = sum(not of_here(plan.sweep.root, plan.rows[id]) for id in done if id in plan.rows)
+    elsewhere = sum(not of_here(plan.commit, plan.rows[id]) for id in done if id in plan.rows)
     if elsewhere: lines.append(f"  {elsewhere} of the {len(done)} done were recorded at another commit or on another processor "
                                "(`refine-nb verify` says whether today's code still gives them, --refresh repeats them)")
     if plan.left: lines.append(f"  left    {len(plan.left)} missing runs that were not asked for")

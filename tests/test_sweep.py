@@ -3,8 +3,8 @@ import json, os, random, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
-from refine_nb.runs import ParameterError, read_curves, read_runs
-from refine_nb.sweep import SweepError, make_plan, merge, read_sweep, read_table
+from refine_nb.runs import ParameterError, read_curves, read_runs, read_table, read_windows, write_windows
+from refine_nb.sweep import SweepError, join, make_plan, merge, read_sweep
 from refine_nb._pool import local_engine
 from toy_project import BODY, PARAMETERS, Toy, gone, kill, nap, toy_cells, worker_of, write_notebook
 
@@ -13,6 +13,21 @@ needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not i
 
 @pytest.fixture
 def toy(tmp_path): return Toy(tmp_path)
+
+
+def git(root, *args, check=True):
+    "What git says in a folder"
+    done = subprocess.run(["git", "-C", root, "-c", "user.name=t", "-c", "user.email=t@t", *args], capture_output=True, text=True)
+    assert done.returncode == 0 or not check, done.stdout + done.stderr
+    return done.stdout
+
+
+def commit(root):
+    "Commit all of a project but its runs"
+    if not (root / ".git").exists(): git(root, "init", "-q")
+    (root / ".gitignore").write_text("runs/\n.gitignore\nexecutions.log\n")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "all")
 
 
 def complete(toy, runs, sweep="s"):
@@ -163,7 +178,7 @@ for i in range(start, start + 100000):
     for step in (1, 2, 3): run({"step": step, "val_x": i})
     for part in range(10): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
     run._close({"x": i}, {}, "ok", False, None)
-    merge(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", {}, [])
+    merge(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", [])
 '''
 
 
@@ -201,34 +216,85 @@ def test_papermill_and_the_sweep_give_one_id(toy):
     assert complete(toy, 1).index[0] == id
 
 
-def test_a_stale_row_is_listed_and_rerun_only_on_request(toy):
-    sweep = toy.sweep("  - {seed: 0}")
+def test_a_row_survives_any_change_of_code_and_is_repeated_on_request(toy):
+    sweep = toy.sweep("  - {seed: [0, 1]}")
     toy.run("sweep", sweep)
-    first = set(complete(toy, 1).index)
-    write_notebook(toy.notebook, toy_cells(body="# a comment\n" + BODY, report="print('prettier')"))
-    assert not make_plan(sweep).stale and not make_plan(sweep).todo
-    write_notebook(toy.notebook, toy_cells(body=BODY + "\nextra = 1"))
+    before = complete(toy, 2)
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('"x": start + steps', '"x": 100 + start + steps')))
     code, out, _ = toy.run("sweep", sweep)
-    assert code == 0 and f"stale   {first.copy().pop()}" in out and len(toy.executions()) == 1
-    assert read_runs(toy.root / "results" / "s").attrs["stale"] == 1
-    assert toy.run("sweep", sweep, "--refresh")[0] == 0
-    fresh = read_runs(toy.root / "results" / "s")
-    assert len(fresh) == 1 and not first & set(fresh["id"]) and fresh.attrs["stale"] == 0
-    assert len(read_runs(toy.root / "results" / "s", every=True)) == 2
+    assert code == 0 and "2 done, 0 to run" in out and len(toy.executions()) == 2
+    assert read_runs(toy.root / "results" / "s").set_index("id")["x"].equals(before["x"])
+    assert toy.run("sweep", sweep, "--refresh", "--where", "seed=1")[0] == 0
+    table = read_runs(toy.root / "results" / "s", every=True).set_index("id")
+    assert set(table.index) == set(before.index) and sorted(table["x"]) == [4, 108]
+    assert len(list((toy.root / "runs" / ".replaced").iterdir())) == 1
+    curves = read_curves(toy.root / "results" / "s")
+    assert len(curves) == 8 and set(curves["id"]) == set(table.index)
 
 
-def test_a_new_parameter_makes_old_rows_stale(toy):
-    "All keys change; the old rows would stand beside the new ones, every seed twice"
+@needs_git
+def test_a_repetition_that_was_interrupted_goes_on(toy):
+    "Rows of this commit and processor are not repeated, those of others are"
+    sweep = toy.sweep("  - {seed: [0, 1]}")
+    commit(toy.root)
+    assert toy.run("sweep", sweep)[0] == 0
+    assert not make_plan(sweep, refresh=True).todo
+    (toy.root / "note.txt").write_text("another commit")
+    commit(toy.root)
+    assert len(make_plan(sweep, refresh=True).todo) == 2
+    assert toy.run("sweep", sweep, "--refresh", "--where", "seed=0")[0] == 0
+    assert make_plan(sweep, refresh=True).todo == [i for i, h in make_plan(sweep).heads.items() if h["params"]["seed"] == 1]
+    table = toy.root / "results" / "s" / "runs.csv"
+    name = read_table(table)[0]["processor"]
+    table.write_text(table.read_text().replace(name, "another processor"))
+    shutil.rmtree(toy.root / "runs")
+    assert len(make_plan(sweep, refresh=True).todo) == 2 and not make_plan(sweep).todo
+
+
+def test_a_new_parameter_leaves_rows_as_they_are(toy):
+    "A row from before it counts with the default; another value is another question"
     sweep = toy.sweep("  - {seed: [0, 1]}")
     assert toy.run("sweep", sweep)[0] == 0
     write_notebook(toy.notebook, toy_cells(PARAMETERS + "depth = 2"))
-    plan = make_plan(sweep)
-    assert len(plan.todo) == len(plan.outdated) == 2
-    code, out, err = toy.run("sweep", sweep)
-    assert code == 0 and "2 rows with another set of parameters" in out, out + err
-    every = read_runs(toy.root / "results" / "s", every=True)
-    assert every["stale"].tolist() == every["depth"].isna().tolist() and every["stale"].sum() == 2
-    assert sorted(read_runs(toy.root / "results" / "s")["seed"]) == [0, 1]
+    assert not make_plan(sweep).todo and read_runs(toy.root / "results" / "s")["depth"].tolist() == [2, 2]
+    deeper = toy.sweep("  - {seed: [0, 1], depth: [2, 3]}")
+    assert len(make_plan(deeper).todo) == 2
+    code, out, err = toy.run("sweep", deeper)
+    assert code == 0 and "4 runs, 2 done, 2 to run" in out, out + err
+    assert sorted(read_runs(toy.root / "results" / "s")[["seed", "depth"]].values.tolist()) == [[0, 2], [0, 3], [1, 2], [1, 3]]
+
+
+def test_a_new_parameter_of_a_warm_start_leaves_what_builds_on_it(toy):
+    "The key of a run holds the key of the run it builds on: both are asked anew"
+    toy.sweep("  - {seed: 0}", "warm")
+    sweep = toy.sweep("  - {seed: 5, warm_start: {sweep: warm, where: {seed: 0}}}")
+    assert toy.run("sweep", sweep)[0] == 0
+    write_notebook(toy.notebook, toy_cells(PARAMETERS + "depth = 2"))
+    assert not make_plan(sweep).todo
+
+
+def test_a_row_keeps_the_name_it_was_recorded_under(toy):
+    "Old ids, pages and files know them: a run that is executed again for its files takes the recorded id"
+    toy.sweep("  - {seed: 0}", "warm")
+    assert toy.run("sweep", "warm")[0] == 0
+    for name in ("runs.csv", "curves.csv"):
+        path = toy.root / "results" / "warm" / name
+        path.write_text(path.read_text().replace(read_runs(path.parent)["id"][0], "0123456789abcdef"))
+    shutil.rmtree(toy.root / "runs")
+    sweep = toy.sweep("  - {seed: 5, warm_start: {sweep: warm, where: {seed: 0}}}")
+    assert not make_plan(toy.root / "experiments/sweeps/warm.yaml").todo
+    assert toy.run("sweep", sweep)[0] == 0
+    assert read_runs(toy.root / "results" / "s")["warm_start"].tolist() == ["run:0123456789abcdef"]
+    assert (toy.root / "runs" / "0123456789abcdef" / "run.json").exists() and len(read_runs(toy.root / "results" / "warm", every=True)) == 1
+
+
+def test_an_unfinished_attempt_of_other_code_is_not_gone_on_with(toy):
+    sweep = toy.sweep("  - {seed: 0, mode: error}")
+    assert toy.run("sweep", sweep)[0] == 1
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('if mode == "error": raise', 'if not done and mode == "error" and False: raise')))
+    assert toy.run("sweep", sweep)[0] == 0
+    assert complete(toy, 1)["resumed_from"].tolist() == [0]
+    assert [p.name[:16] for p in (toy.root / "runs" / ".replaced").iterdir()] == list(read_runs(toy.root / "results" / "s")["id"])
 
 
 def test_the_bar_says_why_it_stands_still(toy, capsys):
@@ -408,12 +474,9 @@ def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
 
 @needs_git
 def test_cards_of_a_sweep_that_is_built_on_must_be_committed_too(toy):
-    git = lambda *a: subprocess.run(["git", "-C", toy.root, "-c", "user.name=t", "-c", "user.email=t@t", *a], check=True, capture_output=True)
     toy.sweep("  - {seed: [0, 1]}", "base")
     sweep = toy.sweep("  - {seed: 9, warm_start: {sweep: base, where: {seed: 1}}}")
-    git("init", "-q")
-    git("add", "experiments")
-    git("commit", "-qm", "all")
+    commit(toy.root)
     assert len(make_plan(sweep).todo) == 2
     (toy.root / "experiments" / "claims").mkdir()
     (toy.root / "experiments" / "claims" / "c.yaml").write_text("id: c\nclaim: words\nsweep: base\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
@@ -422,15 +485,12 @@ def test_cards_of_a_sweep_that_is_built_on_must_be_committed_too(toy):
 
 @needs_git
 def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
-    git = lambda *a: subprocess.run(["git", "-C", toy.root, "-c", "user.name=t", "-c", "user.email=t@t", *a], check=True, capture_output=True)
     card = toy.root / "experiments" / "claims" / "c.yaml"
     card.parent.mkdir()
     card.write_text("id: c\nclaim: words\nsweep: s\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
     sweep = toy.sweep("  - {seed: 0}")
     with pytest.raises(SweepError, match="commit first"): make_plan(sweep)
-    git("init", "-q")
-    git("add", "experiments")
-    git("commit", "-qm", "all")
+    commit(toy.root)
     assert len(make_plan(sweep).todo) == 1
     card.write_text(card.read_text().replace("words", "other words"))
     assert len(make_plan(sweep).todo) == 1
@@ -456,7 +516,7 @@ def fake(runs, seed, **metrics):
 def test_the_table_does_not_depend_on_the_order_of_ending(tmp_path):
     records = [fake(tmp_path / "runs", 10, loss=1.0), fake(tmp_path / "runs", 2, share=0.5), fake(tmp_path / "runs", 3, share=0.4, loss=1e-7)]
     for name, order in (("a", records), ("b", records[::-1])):
-        for r in order: merge(tmp_path / name, [r], tmp_path / "runs", {}, [])
+        for r in order: merge(tmp_path / name, [r], tmp_path / "runs", [])
     assert [(tmp_path / "a" / f).read_bytes() for f in ("runs.csv", "curves.csv")] == [(tmp_path / "b" / f).read_bytes() for f in ("runs.csv", "curves.csv")]
     table = read_runs(tmp_path / "a")
     assert list(table["seed"]) == [2, 3, 10] and table["loss"].tolist()[1:] == [1e-7, 1.0] and table["id"].tolist()[0] == f"{2:016x}"
@@ -465,10 +525,65 @@ def test_the_table_does_not_depend_on_the_order_of_ending(tmp_path):
 
 def test_merging_keeps_what_stands(tmp_path):
     first = fake(tmp_path / "runs", 1, loss=1.0)
-    merge(tmp_path / "t", [first], tmp_path / "runs", {}, [])
-    merge(tmp_path / "t", [first | {"metrics": {"loss": 9.0}}], tmp_path / "runs", {"k1": "other"}, [])
+    merge(tmp_path / "t", [first], tmp_path / "runs", [])
+    later = first | {"metrics": {"loss": 9.0}, "started": "2031"}
+    def loss(*again):
+        merge(tmp_path / "t", [later], tmp_path / "runs", [], again)
+        row, = read_table(tmp_path / "t" / "runs.csv")
+        return row["loss"]
+    assert loss() == "1.0" and loss("another") == "1.0" and loss(first["id"]) == "9.0"
+    later |= {"metrics": {"loss": 5.0}, "started": "2030"}
+    assert loss(first["id"]) == "9.0"  # what was recorded before does not come back
+
+
+def test_a_row_tells_its_cards_and_the_values_behind_its_interval(tmp_path):
+    record = fake(tmp_path / "runs", 1, loss=1.0) | {"cards": {"c": "12", "of another sweep": "34"}}
+    values = {"loss": [0.1 + 0.2, 1e-300, 1 / 3]}
+    write_windows(tmp_path / "runs" / record["id"] / "windows.json.gz", values)
+    merge(tmp_path / "t", [record], tmp_path / "runs", ["c"])
     row, = read_table(tmp_path / "t" / "runs.csv")
-    assert row["loss"] == "1.0" and row["stale"] == "True"
+    assert len(row["cards"]) == 16 and json.loads(read_runs(tmp_path / "t")["cards"][0]) == {"c": "12"}
+    assert read_windows(tmp_path / "t", record["id"]) == values
+    with pytest.raises(FileNotFoundError, match="kept no values"): read_windows(tmp_path / "t", "0")
+
+
+def test_machines_share_a_sweep_and_join_their_tables(tmp_path):
+    here, there = (fake(tmp_path / "runs", s, loss=float(s)) for s in (1, 2))
+    both = fake(tmp_path / "runs", 3, loss=3.0)
+    write_windows(tmp_path / "runs" / there["id"] / "windows.json.gz", {"loss": [1.0]})
+    merge(tmp_path / "a", [here, both], tmp_path / "runs", [])
+    merge(tmp_path / "b", [there, both | {"metrics": {"loss": 4.0}, "started": "2031", "cards": {"c": "1"}}], tmp_path / "runs", ["c"])
+    assert join(tmp_path / "a", [tmp_path / "b"]) == (2, 3)
+    table = read_runs(tmp_path / "a")
+    assert table["loss"].tolist() == [1.0, 2.0, 4.0] and json.loads(table["cards"][2]) == {"c": "1"}
+    assert read_windows(tmp_path / "a", there["id"]) == {"loss": [1.0]} and len(read_curves(tmp_path / "a")) == 3
+    with pytest.raises(SweepError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
+
+
+CARD = "id: c\nclaim: x\nsweep: s\nmetric: x\narm: {seed: 0}\nrule: {test: exact, n: 1, at_least: 0}\n"
+
+
+@needs_git
+def test_a_table_in_conflict_is_refused_by_name_and_joined(toy):
+    sweep = toy.sweep("  - {seed: [0, 1, 2, 3]}")
+    for folder in ("nbs", "experiments/claims"): (toy.root / folder).mkdir()
+    (toy.root / "experiments" / "claims" / "c.yaml").write_text(CARD)
+    commit(toy.root)
+    def record(*seeds):
+        for seed in seeds: assert toy.run("sweep", sweep, "--where", f"seed={seed}")[0] == 0
+        commit(toy.root)
+    record(1)
+    git(toy.root, "checkout", "-qb", "other")
+    record(0, 3)
+    git(toy.root, "checkout", "-q", "-")
+    record(2)
+    assert "CONFLICT" in git(toy.root, "merge", "other", check=False)
+    for command in (("sweep", sweep), ("sweep", sweep, "--dry-run"), ("claims",)):
+        code, _, err = toy.run(*command)
+        assert code == 2 and "results/s/runs.csv holds git's conflict markers (line " in err and "refine-nb merge" in err and "Traceback" not in err
+    code, out, err = toy.run("merge", "results/s")
+    assert code == 0 and "4 rows" in out, err
+    complete(toy, 4)
 
 
 def test_the_estimate_comes_from_like_runs(toy):
@@ -477,7 +592,7 @@ def test_the_estimate_comes_from_like_runs(toy):
     plan = make_plan(sweep)
     done = [h | {"status": "ok", "metrics": {}, "cards": {}, "cpu_seconds": c, "started": "2030"} for h, c in zip(plan.heads.values(), (40.0, 60.0))]
     for d in done: (toy.root / "runs" / d["id"]).mkdir(parents=True)
-    merge(plan.results / "s", done, toy.root / "runs", {}, [])
+    merge(plan.results / "s", done, toy.root / "runs", [])
     text = show(make_plan(sweep))
     assert "4 runs, 2 done, 2 to run, about 50 CPU-s (1 of unknown cost)" in text and text.count("about 50 CPU-s") == 2
     code, out, _ = toy.run("sweep", sweep, "--dry-run")
