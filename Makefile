@@ -37,7 +37,7 @@ test: $(READY)
 	@$(THREADS) $(BIN)/python tools/check.py $(STEPS)
 
 lab: $(READY)
-	@$(THREADS) $(BIN)/jupyter lab --notebook-dir=. nbs/index.ipynb
+	@$(THREADS) $(BIN)/jupyter lab --notebook-dir=. --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter nbs/index.ipynb
 
 docs: $(READY)
 	@$(THREADS) $(BIN)/python tools/pages.py --render

@@ -286,9 +286,9 @@ def write_claims(
     root: str | Path = ".",  # anywhere inside the project
     check: bool = False,     # write nothing
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards and write CLAIMS.md and nbs/claims.qmd; returns the verdicts and, when checking, the files that disagree"
+    "Judge all cards and write CLAIMS.md and nbs/board.qmd; returns the verdicts and, when checking, the files that disagree"
     verdicts, top = list(judge_all(root).values()), find_root(root)
-    files = {top / "CLAIMS.md": "# Claims\n\n" + page(verdicts), top / "nbs" / "claims.qmd": "---\ntitle: Claims\n---\n\n" + page(verdicts)}
+    files = {top / "CLAIMS.md": "# Claims\n\n" + page(verdicts), top / "nbs" / "board.qmd": "---\ntitle: 'The board: every claim and its verdict'\n---\n\n" + page(verdicts)}
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ: path.write_text(files[path], encoding="utf-8")
     return verdicts, [str(p.relative_to(top)) for p in differ] if check else []

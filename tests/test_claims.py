@@ -176,7 +176,7 @@ def project(tmp_path):
 def test_the_pages_agree_or_the_check_fails(project):
     (verdict,), _ = write_claims(project)
     assert verdict.verdict == "reproduced" and write_claims(project / "nbs", check=True)[1] == []
-    assert "### c: reproduced" in (project / "CLAIMS.md").read_text() and (project / "nbs" / "claims.qmd").read_text().startswith("---\ntitle: Claims\n---\n")
+    assert "### c: reproduced" in (project / "CLAIMS.md").read_text() and (project / "nbs" / "board.qmd").read_text().startswith("---\ntitle: 'The board: every claim and its verdict'\n---\n")
     (project / "CLAIMS.md").write_text((project / "CLAIMS.md").read_text().replace("reproduced", "refuted"))
     assert write_claims(project, check=True)[1] == ["CLAIMS.md"]
     command = [sys.executable, "-m", "refine_nb._cli", "claims", "--check", "--root", str(project)]

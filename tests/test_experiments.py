@@ -9,6 +9,7 @@ import torch
 
 import refine_nb.runs
 from refine_nb.branches import Trunk
+from refine_nb.data import load_corpus
 from refine_nb.tasks import S5, split_of
 from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
 
@@ -17,7 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def cells(name, folder, monkeypatch, until, **params):
     "The variables of an experiment after its cells up to the one that holds `until`, in its smoke preset with other parameters, without a record"
-    def start_run(experiment, live, presets): return SimpleNamespace(params=presets["smoke"] | {k: v for k, v in live.items() if k in known and v is not None}, dir=folder, checkpoint_dir=folder)
+    def start_run(experiment, live, presets, corpus=None):
+        (folder / "run.json").touch()
+        return SimpleNamespace(params=presets["smoke"] | {k: v for k, v in live.items() if k in known and v is not None}, dir=folder, checkpoint_dir=folder)
     monkeypatch.setattr(refine_nb.runs, "start_run", start_run)
     ns = {"display": print}
     with chdir(folder):
@@ -172,3 +175,18 @@ def test_longer_problems_are_judged_step_by_step(tmp_path, monkeypatch):
     ns["validate_episode"] = validate
     told = ns["judge"](ns["model"])
     assert told == {f"{name}_{k}": value for k in ("taught", "plus1", "plus2") for name, value in dict(direct=0.1, greedy=0.2, sampled=0.3, cut=0.4, steps=0.5).items()}
+
+
+@pytest.mark.parametrize("n, judged", [(10_000, 62), (16_010, 100), (60_000, 374)])
+def test_counts_judge_a_short_text_in_windows_of_the_preset(tmp_path, monkeypatch, n, judged):
+    (tmp_path / "mine.txt").write_text(load_corpus("markov").text[:n])
+    mine = dict(corpus=str(tmp_path / "mine.txt"), method="counts", order=2)
+    ns = cells("01_char_lm", tmp_path, monkeypatch, "text_accuracy", **mine)
+    assert {name: len(values) for name, values in ns["per_window"].items()} == {"val_loss": judged, "text_accuracy": judged}
+
+
+def test_a_text_without_a_window_is_refused_before_a_run_starts(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("a text of one line")
+    with pytest.raises(ValueError, match="take a longer text"):
+        cells("01_char_lm", tmp_path, monkeypatch, "eval_windows(", corpus=str(tmp_path / "mine.txt"))
+    assert not (tmp_path / "run.json").exists()

@@ -1,5 +1,5 @@
 """Records of runs: identity, recording, adoption, publication, tables, intervals"""
-import json, math, os, subprocess, sys, time
+import gzip, json, math, os, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +14,17 @@ from toy_project import toy_cells, write_notebook
 
 # --- identity --------------------------------------------------------------------------------------------------------
 
-def test_key_sees_the_question_and_id_the_answer():
+def test_key_and_id_see_the_question():
+    "The key sees what another run was asked, not its name; the id sees the text itself, not its name"
     one, two = {"warm_start": "run:aaaa"}, {"warm_start": "run:bbbb"}
     assert run_key("e", one, None, {"aaaa": "k"}) == run_key("e", two, None, {"bbbb": "k"}) != run_key("e", two, None, {"bbbb": "other"})
-    assert run_id("code", one, None) != run_id("code", two, None)
-    assert len({run_id("code", {}, None), run_id("code", {}, "text"), run_id("edoc", {}, None), run_id("code", {"seed": 1}, None)}) == 4
+    keys = [run_key("e", {"seed": 0}, None), run_key("f", {"seed": 0}, None), run_key("e", {"seed": 1}, None), run_key("e", {"seed": 0}, "text")]
+    assert len(set(keys)) == 4 and len({run_id(k, sha) for k in keys for sha in (None, "1", "2")}) == 12
 
 
 def test_int_for_float_is_one_id_and_true_is_no_int(tmp_path):
     spec = R.read_parameters(write_notebook(tmp_path / "n.ipynb", [("a = 0.5\nb: int | None = None\nc = False", ["parameters"])]))
-    assert run_id("", R.resolve(spec, {"a": 1}), None) == run_id("", R.resolve(spec, {"a": 1.0}), None)
+    assert run_key("", R.resolve(spec, {"a": 1}), None) == run_key("", R.resolve(spec, {"a": 1.0}), None)
     assert R.resolve(spec, {"b": None}) == {"a": 0.5, "b": None, "c": False}
     for given in ({"b": True}, {"c": 0}, {"a": "1"}, {"b": 2.0}):
         with pytest.raises(ParameterError, match="is of type"): R.resolve(spec, given)
@@ -35,6 +36,11 @@ def test_int_for_float_is_one_id_and_true_is_no_int(tmp_path):
 def project(tmp_path):
     write_notebook(tmp_path / "experiments" / "toy.ipynb", toy_cells())
     return tmp_path
+
+
+def windows_of(folder):
+    "The values behind the intervals of a record"
+    return json.loads(gzip.decompress((folder / R.WINDOWS).read_bytes()))
 
 
 def start(project, **params):
@@ -53,8 +59,9 @@ def test_a_record_says_everything(project):
     assert (record["tokens_seen"], record["tokens_generated"], record["flops"]) == (200, 5, 14)
     assert record["metrics"]["x"] is None and record["non_finite"] == ["x"] and record["metrics"]["w_windows"] == 150
     assert record["metrics"]["w"] == pytest.approx(0.5) and record["metrics"]["w_low"] < 0.5 < record["metrics"]["w_high"]
+    assert bootstrap_interval(windows_of(folder)["w"]) == (*(record["metrics"][f"w{end}"] for end in ("", "_low", "_high")), 150)
     assert record["files"] == ["figure.txt"] and record["deterministic"] and not record["as_saved"]
-    assert {"key", "experiment", "corpus", "versions", "commit", "dirty", "device", "host", "threads", "cpu_seconds", "wall_seconds", "started", "cards", "dependencies"} <= set(record)
+    assert {"key", "experiment", "corpus", "versions", "commit", "dirty", "device", "processor", "code", "host", "threads", "cpu_seconds", "wall_seconds", "started", "cards", "dependencies"} <= set(record)
     assert [r["loss"] for r in read_rows(folder / "metrics.jsonl")] == [0.5, 0.5]
 
 
@@ -240,13 +247,43 @@ def test_code_that_is_not_in_the_file_is_noticed(tmp_path, change, as_saved):
     assert record["as_saved"] is as_saved
 
 
-def test_a_library_edited_under_a_living_kernel_is_noticed(tmp_path, monkeypatch):
-    notebook = write_notebook(tmp_path / "n.ipynb", [("from refine_nb.data import load_corpus\nload_corpus()", [])])
-    newest = (R.PACKAGE / "data.py").stat().st_mtime
+def test_a_library_edited_under_a_living_kernel_is_noticed(monkeypatch):
+    import refine_nb.data
+    newest = max(p.stat().st_mtime for p in R.PACKAGE.glob("*.py"))
     monkeypatch.setattr(R, "_IMPORTED", newest + 1)
-    assert not R._edited_since_import(notebook)
-    monkeypatch.setattr(R, "_IMPORTED", newest - 1)
-    assert R._edited_since_import(notebook)
+    assert not R._edited_since_import()
+    monkeypatch.setattr(R, "_IMPORTED", Path(refine_nb.data.__file__).stat().st_mtime - 1)
+    assert R._edited_since_import()
+
+
+def test_a_repetition_with_other_numbers_takes_the_place(project, monkeypatch, capsys):
+    monkeypatch.setattr(R, "_as_saved", lambda notebook: True)
+    def record(x): return json.loads((start(project).finish({"x": x}) / "run.json").read_text())
+    first = record(1.0)
+    assert record(1.0)["started"] == first["started"] and "this repetition is dropped" in capsys.readouterr().out
+    second = record(2.0)
+    assert second["id"] == first["id"] and second["metrics"] == {"x": 2.0} and "recorded before with other numbers" in capsys.readouterr().out
+    aside, = (project / "runs" / ".replaced").iterdir()
+    assert json.loads((aside / "run.json").read_text())["metrics"] == {"x": 1.0}
+
+
+def test_an_attempt_of_other_code_is_set_aside(project, monkeypatch, capsys):
+    old = dead_attempt(project, [{"step": 1, "loss": 1.0}])
+    monkeypatch.setattr(R, "code_hash", lambda notebook: "other")
+    run = start(project)
+    assert not old.exists() and read_rows(run.rows) == [] and not run.adopted and "an unfinished attempt of other code" in capsys.readouterr().out
+    aside, = (project / "runs" / ".replaced").iterdir()
+    assert (aside / "metrics.jsonl").exists() and aside.name.startswith(run.head["id"])
+
+
+def test_the_processor_is_told_as_torch_sees_it(monkeypatch):
+    import torch
+    assert torch.backends.cpu.get_cpu_capability() in R.processor().split(", ")
+    narrow, wide = {"avx2", "fma"}, {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
+    monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
+    assert [R._instructions(f) for f in (set(), narrow, wide, wide | {"amx_tile"})] == [["DEFAULT"], ["AVX2"], ["AVX512"], ["AVX512", "AMX"]]
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    assert R._instructions(wide) == ["AVX2"]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -266,11 +303,10 @@ def test_a_table_reads_back_what_was_written(tmp_path):
     assert list(curves["lr"]) == [0.3, 0.4] and curves["lr_param"][1] == 0.1 and list(curves["name"]) == ["NA", "None"]
 
 
-def test_one_row_a_key_fresh_before_stale_then_the_latest(tmp_path):
-    rows = [flat(record(i, k, s)) | {"stale": stale} for i, k, s, stale in (("a", "1", "2031", True), ("b", "1", "2030", False), ("c", "2", "2030", True), ("d", "2", "2031", True))]
+def test_one_row_a_key_the_latest(tmp_path):
+    rows = [flat(record(i, k, s)) for i, k, s in (("a", "1", "2030"), ("b", "1", "2031"), ("c", "2", "2031"), ("d", "2", "2030"))]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
-    table = read_runs(tmp_path)
-    assert list(table["id"]) == ["b", "d"] and table.attrs["stale"] == 1 and len(read_runs(tmp_path, every=True)) == 4
+    assert list(read_runs(tmp_path)["id"]) == ["b", "c"] and len(read_runs(tmp_path, every=True)) == 4
     with pytest.raises(FileNotFoundError, match="no runs in"): read_runs(tmp_path / "nowhere")
 
 
@@ -278,7 +314,7 @@ def test_the_columns_are_those_of_a_row():
     assert list(flat(record("a", "1", "2030") | {"metrics": {}})) == R.IDENTITY + R.TAIL
 
 
-@pytest.mark.parametrize("name", ["device", "threads", "status", "id", "key", "started", "stale"])
+@pytest.mark.parametrize("name", ["device", "threads", "status", "id", "key", "started", "processor"])
 def test_a_parameter_named_like_a_column_is_refused(tmp_path, name):
     notebook = write_notebook(tmp_path / "n.ipynb", [(f"seed = 0\n{name} = 'x'", ["parameters"])])
     with pytest.raises(ParameterError, match=f"may not be called {name}"): R.read_parameters(notebook)
@@ -292,12 +328,18 @@ def test_a_parameter_declared_as_text_stays_text(tmp_path):
     assert list(table["code"]) == ["01", "1"] and list(table["seed"]) == [0, 0] and table["warm"].isna().all()
 
 
-def test_rows_of_another_set_of_parameters_give_way_to_fresh_ones(tmp_path):
-    old, new = ([flat(record(f"{m}{s}", f"{m}{s}", "2030", seed=s, **more)) for s in (0, 1)] for m, more in (("old", {}), ("new", {"depth": 2})))
-    pd.DataFrame([r | {"stale": True} for r in old] + new).to_csv(tmp_path / "runs.csv", index=False)
-    assert list(read_runs(tmp_path)["id"]) == ["new0", "new1"] and len(read_runs(tmp_path, every=True)) == 4
-    pd.DataFrame([r | {"stale": True} for r in old]).to_csv(tmp_path / "runs.csv", index=False)
-    assert read_runs(tmp_path).attrs["stale"] == 2
+def test_rows_from_before_a_parameter_count_with_its_default(tmp_path):
+    "Typed, by preset where the notebook says so, and as the same question as a new row"
+    write_notebook(tmp_path / "experiments" / "e.ipynb", [('seed = 0\ndepth: int = None\npreset = "cpu"\nflag = True\nPRESETS = {"cpu": {"depth": 2}}', ["parameters"])])
+    folder = tmp_path / "results" / "s"
+    folder.mkdir(parents=True)
+    new = dict(seed=1, depth=2, preset="cpu", flag=True)
+    rows = [flat(record(f"old{s}", f"k{s}", "2030", seed=s, preset="cpu")) for s in (0, 1)]
+    rows.append(flat(record("new1", run_key("e", new, None), "2031", **new)))
+    pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
+    table = read_runs(folder)
+    assert list(table["id"]) == ["old0", "new1"] and list(table["depth"]) == [2, 2] and list(table["flag"]) == [True, True]
+    assert set(table["parameters"][0].split()) == set(new) and len(read_runs(folder, every=True)) == 3
 
 
 def test_runs_of_unsaved_code_are_not_read(project):

@@ -1,4 +1,5 @@
 """The scripts behind `make`: each complaint that they can make is provoked once"""
+import re
 import shutil
 import subprocess
 
@@ -8,6 +9,7 @@ import pages
 import pytest
 import readme
 from conftest import ROOT
+from jupyter_server.services.contents.largefilemanager import LargeFileManager
 
 
 @pytest.fixture
@@ -41,9 +43,9 @@ def test_broken_pages_are_found(site, text, complaint):
 
 
 def test_a_markdown_page_belongs_to_the_site(site):
-    (site / "claims.qmd").write_text("---\ntitle: Claims\n---\n\n## One\n\n[gone](03_gone.ipynb)")
-    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, claims.qmd]}}")
-    assert pages.check_site(site) == ["claims.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
+    (site / "board.qmd").write_text("---\ntitle: Board\n---\n\n## One\n\n[gone](03_gone.ipynb)")
+    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, board.qmd]}}")
+    assert pages.check_site(site) == ["board.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
 
 
 def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(site):
@@ -51,6 +53,20 @@ def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(s
     (site.parent / "_quarto.yml").unlink()
     found = pages.check_site(site)
     assert any("02_more.ipynb" in line for line in found) and any("_quarto.yml, which is not there" in line for line in found)
+
+
+@pytest.mark.parametrize("other", ["data.qmd", "Data.ipynb", "2a_data.ipynb", "data.html"])
+def test_two_sources_of_one_page_are_refused(site, other):
+    (site / other).write_text("# Data")
+    if other.endswith(".ipynb"): write(site / other, "# Data")
+    first, last = sorted(("01_data.ipynb", other))
+    assert pages.same_name(site) == [f"{first} and {last} would both become data.html: rename one of them"]
+    assert set(pages.same_name(site)) <= set(pages.check_site(site))
+
+
+def test_a_number_stays_in_the_name_of_a_markdown_page(site):
+    (site / "01_data.qmd").write_text("# Data")
+    assert pages.same_name(site) == []
 
 
 def test_links_are_rewritten_for_the_top_of_the_repository(tmp_path, monkeypatch):
@@ -82,6 +98,30 @@ def test_sync_finds_a_notebook_that_is_not_clean(copy, capsys):
     assert not check.sync()[0] and "nbs/06_plots.ipynb" in capsys.readouterr().out
 
 
+def opened(notebook):
+    "What JupyterLab makes of a notebook as soon as its kernel has started"
+    notebook.metadata.kernelspec.display_name = "Python 3 (ipykernel)"
+    notebook.metadata.language_info = {"name": "python", "version": "3.12.1", "codemirror_mode": {"name": "ipython"}}
+    return notebook
+
+
+def test_sync_takes_no_offence_at_a_notebook_that_was_only_opened(copy, capsys):
+    for file in (copy / "nbs/06_plots.ipynb", copy / "experiments/01_char_lm.ipynb"):
+        nbformat.write(opened(nbformat.read(file, 4)), file)
+    assert check.sync()[0], capsys.readouterr().out
+
+
+def test_make_lab_saves_a_notebook_as_git_has_it(copy, monkeypatch):
+    hook = re.search(r"--ContentsManager\.pre_save_hook=(\S+)", (ROOT / "Makefile").read_text())[1]
+    monkeypatch.chdir(copy)  # JupyterLab runs in the folder that it shows
+    manager = LargeFileManager(root_dir=str(copy), pre_save_hook=hook)
+    for name in ("nbs/06_plots.ipynb", "experiments/01_char_lm.ipynb"):
+        before = (copy / name).read_bytes()
+        model = manager.get(name)
+        manager.save(model | {"content": opened(model["content"])}, name)
+        assert (copy / name).read_bytes() == before
+
+
 def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(monkeypatch, tmp_path):
     (tmp_path / "experiments/sweeps").mkdir(parents=True)
     monkeypatch.setattr(check, "ROOT", tmp_path)
@@ -100,6 +140,26 @@ def test_every_value_of_a_sweep_file_is_in_some_smoke_run(monkeypatch, tmp_path)
     (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b, c], beta: [0.1, 0.2], start: {sweep: other, where: {}}}\n")
     small = {"preset": "smoke"}
     assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "a", "beta": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.2} | small, {"seed": 3, "kind": "c", "beta": 0.2} | small]
+
+
+def test_a_users_own_files_are_not_checked(monkeypatch, tmp_path):
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    files = [tmp_path / "ours.py", tmp_path / "mine.py"]
+    for file in files: file.touch()
+    assert check.committed(files) == files  # without git, everything
+    for words in (["init", "-q"], ["add", "ours.py"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    assert check.committed(files) == files[:1]
+
+
+def test_smoke_runs_know_nothing_of_a_users_own_sweep(monkeypatch, tmp_path):
+    (tmp_path / "experiments/sweeps").mkdir(parents=True)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    cell = nbformat.v4.new_code_cell("preset = 'cpu'\nkind = 'a'\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
+    for name in ("ours", "mine"):
+        (tmp_path / f"experiments/sweeps/{name}.yaml").write_text(f"notebook: 01_one\nruns: [{{kind: {name}}}]\n")
+    for words in (["init", "-q"], ["add", "experiments/sweeps/ours.yaml"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
+    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"kind": "ours", "preset": "smoke"}]
 
 
 def test_find_python_refuses_with_a_way_out():

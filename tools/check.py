@@ -1,5 +1,5 @@
 """Everything `make test` does, step by step: python tools/check.py [sync] [notebooks] [tests] [experiments] [pages]"""
-import os, shutil, subprocess, sys, tempfile, time
+import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,10 +9,36 @@ ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent  # of the environment that runs this script, so that its tools are the ones called
 
 
+WAY_OUT = "nbdev-export && nbdev-clean && nbdev-clean --fname experiments"
+
+
 def call(*command, cwd: Path = ROOT) -> bool:
     "Run one command, its output passing through; True if it ended well"
     name, *rest = map(str, command)
     return subprocess.run([BIN / name, *rest], cwd=cwd, stdin=subprocess.DEVNULL).returncode == 0
+
+
+def committed(files: list[Path]) -> list[Path]:
+    "Those of these files that git knows, a user's own left out; all of them where there is no git"
+    from refine_nb.runs import git
+    listed = git(ROOT, "ls-files", "-z")
+    names = set((listed or "").split("\0"))
+    return [f for f in files if f.relative_to(ROOT).as_posix() in names] if listed else files
+
+
+def content(file: Path) -> object:
+    "A file for comparison: of a notebook what it holds, without what JupyterLab writes into it on opening"
+    if file.suffix != ".ipynb": return file.read_bytes()
+    notebook = json.loads(file.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("language_info", None)
+    notebook["metadata"].get("kernelspec", {}).pop("display_name", None)
+    return notebook
+
+
+def contents(folder: Path) -> dict[str, object]:
+    "Every notebook and module below a folder, by its path"
+    files = [f for f in folder.rglob("*") if f.suffix in (".ipynb", ".py")]
+    return {f.relative_to(folder).as_posix(): content(f) for f in files}
 
 
 def sync() -> tuple[bool, str]:
@@ -21,11 +47,12 @@ def sync() -> tuple[bool, str]:
         for folder in ("nbs", "refine_nb", "experiments"):
             shutil.copytree(ROOT / folder, Path(tmp, folder), ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         shutil.copy(ROOT / "pyproject.toml", tmp)
-        before = {f: f.read_bytes() for f in Path(tmp).rglob("*") if f.suffix in (".ipynb", ".py")}
+        before = contents(Path(tmp))
         ok = all([call("nbdev-export", cwd=tmp), call("nbdev-clean", cwd=tmp), call("nbdev-clean", "--fname", "experiments", cwd=tmp)])
-        after = {f: f.read_bytes() for f in Path(tmp).rglob("*") if f.suffix in (".ipynb", ".py")}
-        changed = sorted(f.relative_to(tmp).as_posix() for f in before | after if before.get(f) != after.get(f))
-    for f in changed: print(f"  {f} is not what nbdev-export and nbdev-clean make of the notebooks: run both, then look at the difference")
+        after = contents(Path(tmp))
+    changed = sorted(f for f in before | after if before.get(f) != after.get(f))
+    for f in changed: print(f"  {f} is not what nbdev-export and nbdev-clean make of the notebooks")
+    if changed: print(f"  the way out: {WAY_OUT}; then look at the difference")
     return ok and not changed, f"{len(changed)} files differ"
 
 
@@ -57,7 +84,7 @@ def smoke_sweep(notebook: Path) -> dict:
     from refine_nb.sweep import read_yaml
     declared = read_parameters(notebook)
     sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
-    sweeps = [read_yaml(file) for file in sorted((ROOT / "experiments/sweeps").glob("*.yaml"))]
+    sweeps = [read_yaml(file) for file in committed(sorted((ROOT / "experiments/sweeps").glob("*.yaml")))]
     entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
     wanted, runs = set(), []
     for entry in entries:

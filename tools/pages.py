@@ -1,5 +1,6 @@
 """The documentation: `python tools/pages.py` parses every page and checks sidebar and links, `--render` makes the site too"""
 import json, os, re, shutil, subprocess, sys
+from collections import defaultdict
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,6 +12,7 @@ from nbdev.serve import proc_nbs
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOSE = ("README.md", "CONTRIBUTING.md", "LOG.md", "CLAIMS.md")  # pages outside the site
+PAGES = (".ipynb", ".qmd", ".md", ".rmd", ".html")  # what Quarto renders or copies as a page
 
 
 def stage() -> Path:
@@ -75,9 +77,23 @@ def broken(target: str, page: str, folder: Path, ids: dict[str, set[str]]) -> st
     return ""
 
 
+def rendered(page: Path) -> str:
+    "The name of a page on the site: nbdev drops a notebook's number, Quarto keeps the name of any other page"
+    stem = re.sub(r"^\d+[a-z]?_", "", page.stem) if page.suffix == ".ipynb" else page.stem
+    return f"{stem}.html"
+
+
+def same_name(pages: Path) -> list[str]:
+    "Complaints about files that would become one page; capital letters make no difference, as on some disks"
+    sources = defaultdict(list)
+    for page in sorted(p for p in pages.iterdir() if p.suffix in PAGES): sources[rendered(page).lower()].append(page.name)
+    return [f"{' and '.join(names)} would both become {name}: rename one of them"
+            for name, names in sources.items() if len(names) > 1]
+
+
 def check_site(pages: Path) -> list[str]:
-    "Complaints about the staged pages: parsing, sidebar, links"
-    found, ids, targets = [], {}, {}
+    "Complaints about the staged pages: names, parsing, sidebar, links"
+    found, ids, targets = same_name(pages), {}, {}
     for name in yaml.safe_load((pages / "_quarto.yml").read_text())["metadata-files"]:
         if not (pages / name).exists(): found.append(f"_quarto.yml includes {name}, which is not there")
     staged = sorted([*pages.glob("*.ipynb"), *pages.glob("*.qmd")])
@@ -86,7 +102,7 @@ def check_site(pages: Path) -> list[str]:
     for page in staged:
         ids[page.name], targets[page.name], text = anchors_and_targets(prose(page))
         found += [f"{page.name}: {complaint}" for complaint in (parse(page), text) if complaint]
-    html = {re.sub(r"^\d+[a-z]?_", "", Path(name).stem) + ".html": name for name in ids}
+    html = {rendered(pages / name): name for name in ids}
     for page, links in targets.items():
         everywhere = ids | {rendered: ids[name] for rendered, name in html.items()}
         found += [f"{page}: {why}" for link in links if (why := broken(link, page, pages, everywhere))]
