@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-import yaml
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Run sweeps of experiment notebooks, and judge claims by their results.")
 
@@ -14,6 +13,15 @@ def stop(
     "Say what is wrong, without a traceback"
     typer.echo(f"refine-nb: {error}", err=True)
     return typer.Exit(2)
+
+
+def named(
+    where: list[str] | None,  # name=value
+) -> dict[str, str]:
+    "What `--where` asks for, as text"
+    bad = [w for w in where or [] if "=" not in w]
+    if bad: raise stop(ValueError(f"--where {bad[0]}: write name=value, such as seed=0"))
+    return {name: value for name, _, value in (w.partition("=") for w in where or [])}
 
 
 @app.command()
@@ -29,11 +37,27 @@ def sweep(
     "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
     from refine_nb.runs import ParameterError, TableError
     from refine_nb.sweep import SweepError, run_sweep
-    if bad := [w for w in where or [] if "=" not in w]: raise stop(ValueError(f"--where {bad[0]}: write name=value, such as seed=0"))
-    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, {n: yaml.safe_load(v) for n, _, v in (w.partition("=") for w in where or [])})
+    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, named(where))
     except (ParameterError, SweepError, TableError) as error: raise stop(error) from None
     except KeyboardInterrupt: raise typer.Exit(130) from None
     if {"failed", "blocked"} & set(ended.values()): raise typer.Exit(1)
+
+
+@app.command()
+def rerun(
+    file: Annotated[Path, typer.Argument(help="The sweep file, experiments/sweeps/NAME.yaml, or its name.")],
+    where: Annotated[Optional[list[str]], typer.Option(help="name=value: only rows with this value; may be given several times.")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Runs at a time. Without it: one per core.")] = None,
+):
+    "Run recorded rows again on this machine; prints recorded, here, difference, and what was to be expected."
+    from refine_nb.rerun import rerun as again, shown
+    from refine_nb.runs import ParameterError, TableError
+    from refine_nb.sweep import SweepError
+    try: table = again(file, named(where), workers)
+    except (ParameterError, SweepError, TableError, ValueError) as error: raise stop(error) from None
+    except KeyboardInterrupt: raise typer.Exit(130) from None
+    typer.echo(shown(table))
+    if table["expected"].str.startswith("DIFFERS").any(): raise typer.Exit(1)
 
 
 @app.command()
@@ -60,6 +84,37 @@ def claims(
     except (CardError, ParameterError, TableError) as error: raise stop(error) from None
     for v in verdicts: typer.echo(f"{v.verdict:10}  {v.card['id']}  {v.why}")
     if stale: raise stop(ValueError(f"{', '.join(stale)} disagree with results/: run `refine-nb claims` and commit what it writes"))
+
+
+@app.command()
+def verify(
+    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that have a table.")] = None,
+    changed_since: Annotated[Optional[str], typer.Option(help="Only few arms, which execute all that changed since this commit.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Also arms whose certificate holds for today's code.")] = False,
+    workers: Annotated[Optional[int], typer.Option(help="Processes at a time. Without it: one per core.")] = None,
+    states: Annotated[bool, typer.Option("--states", help="Run nothing; count the states of all rows.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
+    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+):
+    "Run recorded commits and today's code, shortened, and compare every logged number; certificates go to results/NAME/verified.csv."
+    from refine_nb import verify as library
+    try:
+        if states: return typer.echo(library.count_states(root))
+        if check: return refuse_changed(library.changed_rows(root))
+        made = library.verify(sweeps or (), root, changed_since, again, workers)
+    except library.VerifyError as error: raise stop(error) from None
+    except KeyboardInterrupt: raise typer.Exit(130) from None
+    typer.echo(library.summary(made))
+    if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
+
+
+def refuse_changed(
+    found: dict[str, list[str]],  # claim card → changed rows
+) -> None:
+    "Name the cards that stand on changed rows, and fail"
+    for card, rows in found.items():
+        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}", err=True)
+    if found: raise typer.Exit(1)
 
 
 if __name__ == "__main__": app()

@@ -13,7 +13,8 @@ __all__ = ['IDENTITY', 'TAIL', 'TYPES', 'PACKAGE', 'CARRIED', 'DECIDES', 'REQUES
            'read_table', 'complete', 'read_runs', 'read_curves']
 
 # %% ../nbs/05_runs.ipynb #r05imp
-import ast, csv, difflib, errno, fcntl, gzip, hashlib, io, json, math, os, platform, re, shutil, socket, subprocess, sys, time, uuid
+import ast, csv, difflib, errno, fcntl, gzip, hashlib, io, json, math, os, platform, re, shutil, socket
+import subprocess, sys, time, uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -281,7 +282,7 @@ def adopt(
     wait: float = 10,   # seconds given to a kernel whose parent has died
     code: str | None = None,  # from `code_hash`; what other code left is set aside
 ) -> bool:
-    "Take over start, checkpoints and metrics of the latest dead attempt of the same run and code; True if there was one"
+    "Take over start, checkpoints and metrics of the latest dead attempt with the same code; True if there was one"
     others, found = [p for p in folder.parent.iterdir() if p != folder and not p.name.startswith(".") and any((p / name).exists() for name in CARRIED)], False
     half = lambda p: not (p / "metrics.jsonl").exists()  # killed while it adopted: first, since what it took is missing in the one before
     for other in sorted(others, key=lambda p: (half(p), _last_touched(p)), reverse=True):
@@ -494,8 +495,8 @@ def provenance(
     commit, changes = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain", "--", ".", ":!results")
     threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
     versions = {"python": platform.python_version()} | {p: _version(p) for p in ("torch", "numpy", "refine_nb", "papermill")}
-    return {"commit": commit, "dirty": bool(changes) if commit else None, "versions": versions, "host": socket.gethostname(), "device": device_type(),
-            "processor": processor(), "threads": threads}
+    machine = dict(host=socket.gethostname(), device=device_type(), processor=processor(), threads=threads)
+    return {"commit": commit, "dirty": bool(changes) if commit else None, "versions": versions} | machine
 
 def _version(package: str) -> str | None:
     "An installed version"
@@ -516,7 +517,9 @@ def identify(
     needs = {i: keys.get(i) or _key_of(runs, i) for i in needs}
     sha = corpus.sha256 if corpus else None
     key = run_key(experiment, params, corpus.name if corpus else None, needs)
-    return {"id": run_id(key, sha), "key": key, "experiment": experiment, "params": params, "dependencies": needs, "corpus": {"name": corpus.name, "sha256": sha} if corpus else None}
+    text = {"name": corpus.name, "sha256": sha} if corpus else None
+    head = {"id": run_id(key, sha), "key": key, "experiment": experiment}
+    return head | {"params": params, "dependencies": needs, "corpus": text}
 
 def _key_of(runs: Path, id: str) -> str:
     "The key of a published run"
@@ -604,11 +607,12 @@ def check_request(
     head: dict,     # what this kernel is about to run
     request: dict,  # what the sweep asked for
 ) -> dict:
-    "The head under the id that the sweep knows the question by; anything but what was asked is refused, naming the difference"
+    "The head under the id that the sweep knows; anything but what was asked is refused, naming the difference"
     wrong = [f"{n}: asked {v!r}, the notebook has {head['params'].get(n)!r}" for n, v in request["params"].items() if head["params"].get(n) != v]
     if wrong: raise ParameterError("the notebook does not run what the sweep asked (is the tag `parameters` lost, or a parameter assigned again?): " + "; ".join(wrong))
     if head["corpus"] != request["corpus"]: raise ParameterError(f"the sweep read the corpus {request['corpus']}, the notebook {head['corpus']}")
-    if head["key"] != request["key"]: raise ParameterError("the notebook was changed after the sweep was planned: start the sweep again")
+    if head["key"] != request["key"]:
+        raise ParameterError("the notebook was changed after the sweep was planned: start the sweep again")
     return head | {"id": request["id"]}
 
 def read_back(
@@ -860,7 +864,7 @@ def _with_cards(table, known: Mapping[str, dict]):
     if "cards" not in table: return table
     return table.assign(cards=[json.dumps({} if pd.isna(c) else known[c], sort_keys=True) for c in table["cards"]])
 
-TEXT = {n: str for n in ("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards")}  # never numbers
+TEXT = dict.fromkeys(("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards"), str)  # never numbers
 
 def _read_csv(path: Path):
     "A results table; only an empty field is missing; ids, and parameters that the notebook declares as text, are never numbers"

@@ -92,6 +92,7 @@ class Plan:
     others: dict = field(default_factory=dict)      # id → (sweep name, head) of every run another one builds on
     todo: list = field(default_factory=list)        # ids to execute, those that others build on first
     rows: dict = field(default_factory=dict)        # id → the row that stands
+    asked: set = field(default_factory=set)         # ids of the runs that were asked for this time
     again: set = field(default_factory=set)         # ids whose rows a new recording may replace
     left: list = field(default_factory=list)        # ids of missing runs that were not asked for this time
 
@@ -116,7 +117,8 @@ def recorded(
         named = [row[n][4:] for n in row["parameters"].split() if row[n].startswith("run:")]
         keys = {need: key(need) for need in named if need in rows}
         return complete([row], spec(row["experiment"]), keys)[0]["key"] if spec(row["experiment"]) else row["key"]
-    return {name: {(key(r["id"]), r["corpus_sha256"]): r for r in sorted(table, key=lambda r: r["started"])} for name, table in tables.items()}
+    in_time = {name: sorted(table, key=lambda r: r["started"]) for name, table in tables.items()}
+    return {name: {(key(r["id"]), r["corpus_sha256"]): r for r in table} for name, table in in_time.items()}
 
 class Identifier:
     "Heads of runs, across sweep files; corpora and tables are read once"
@@ -165,7 +167,8 @@ def head(self: Identifier,
     head = identify(sweep.notebook.stem, params, corpus, self.runs, {h["id"]: h["key"] for _, h in needs.values()})
     row = self.rows.get(sweep.name, {}).get((head["key"], corpus.sha256 if corpus else ""))
     if row: head["id"] = row["id"]  # a question keeps the name that it was recorded under
-    self.heads[mark] = head | {"needs": {h["id"]: (s, h) for s, h in needs.values()}, "notebook": str(sweep.notebook), "row": row}
+    head |= {"needs": {h["id"]: (s, h) for s, h in needs.values()}, "notebook": str(sweep.notebook), "row": row}
+    self.heads[mark] = head
     self.open.pop()
     return self.heads[mark]
 
@@ -196,11 +199,11 @@ def make_plan(
     where: Mapping[str, object] | None = None,  # parameters that a run must have to be executed now
 ) -> Plan:
     "What the sweep wants, what stands, what is missing"
-    sweep, where = read_sweep(path), where or {}
-    for name in where:
-        if name not in sweep.spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, sweep.spec.types)}")
+    sweep = read_sweep(path)
+    where = {name: _value(sweep.spec, name, value) for name, value in (where or {}).items()}
     runs, results = Path(runs or sweep.root / "runs").resolve(), Path(results or sweep.root / "results").resolve()
-    plan = Plan(sweep, runs, results, (sweep.root / "results") in (results, *results.parents), git(sweep.root, "rev-parse", "HEAD"))
+    own = (sweep.root / "results") in (results, *results.parents)
+    plan = Plan(sweep, runs, results, own, git(sweep.root, "rev-parse", "HEAD"))
     if plan.recorded: check_cards(sweep)
     identifier = Identifier(sweep.root, runs, results, plan.recorded)
     for entry in sweep.entries:
@@ -208,23 +211,36 @@ def make_plan(
         plan.heads[head["id"]] = head
     for other in identifier.sweeps.values() if plan.recorded else []: check_cards(other)
     plan.rows = {id: head["row"] for id, head in plan.heads.items() if head["row"]}
-    asked = _asked(plan, where)
-    plan.again = asked if refresh else set()
+    plan.asked = _asked(plan, where)
+    plan.again = set(plan.asked) if refresh else set()
     for id, head in plan.heads.items():
         stands = _stands(plan, id)
-        if id in asked and not stands: require(plan, id, head)
+        if id in plan.asked and not stands: require(plan, id, head)
         elif not stands: plan.left.append(id)
     return plan
 
+def _value(spec: Parameters, name: str, value: object) -> object:
+    "What `--where` asks for; text is read as the parameters cell declares it"
+    if name not in spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, spec.types)}")
+    kind = spec.types[name]
+    if not isinstance(value, str) or kind is str: return value
+    if kind is bool and value.lower() in ("true", "false"): return value.lower() == "true"
+    try: return {int: int, float: float}[kind](value)
+    except (KeyError, ValueError):
+        raise SweepError(f"--where {name}={value}: {name} is of type {kind.__name__}") from None
+
 def _asked(plan: Plan, where: Mapping[str, object]) -> set[str]:
     "Ids of the runs that have the values asked for"
-    asked = {id for id, head in plan.heads.items() if all(head["params"][name] == value for name, value in where.items())}
+    fits = lambda params: all(params[name] == value for name, value in where.items())
+    asked = {id for id, head in plan.heads.items() if fits(head["params"])}
     if asked: return asked
-    there = ", ".join(f"{n}={v!r}" for n in where for v in sorted({h["params"][n] for h in plan.heads.values()}, key=str))
-    raise SweepError(f"no run of {plan.sweep.name} has {', '.join(f'{n}={v!r}' for n, v in where.items())}; there is {there}")
+    values = {n: sorted({h["params"][n] for h in plan.heads.values()}, key=str) for n in where}
+    there = ", ".join(f"{n}={v!r}" for n, found in values.items() for v in found)
+    wanted = ", ".join(f"{n}={v!r}" for n, v in where.items())
+    raise SweepError(f"no run of {plan.sweep.name} has {wanted}; there is {there}")
 
 def _stands(plan: Plan, id: str) -> bool:
-    "Whether a run needs no execution: it has a row or a record, and where it is to be repeated, one of this commit and processor"
+    "Whether a run needs no execution: it has a row or a record, of this commit and processor where it is to be repeated"
     row, record = plan.rows.get(id), published(plan.runs / id)
     if id not in plan.again: return bool(row and row["status"] in ("ok", "diverged")) or bool(record)
     return any(of_here(plan.commit, r) for r in (row, record and as_text(flat(record))) if r)
@@ -329,13 +345,14 @@ def merge(
     with locked(folder):
         rows, curves = read_table(folder / "runs.csv"), read_table(folder / "curves.csv")
         sets, standing = _card_sets(folder), {r["id"]: r["started"] for r in rows}
-        new = [r for r in records if r["id"] not in standing or r["id"] in set(again) and r["started"] > standing[r["id"]]]
+        later = lambda r: r["id"] in set(again) and r["started"] > standing[r["id"]]
+        new = [r for r in records if r["id"] not in standing or later(r)]
         for r in new: r["cards"] = {c: h for c, h in r["cards"].items() if c in set(cards)}
         ids = {r["id"] for r in new}
         rows = [r for r in rows if r["id"] not in ids] + [as_text(flat(r)) for r in new]
         if not rows: return
         curves = [c for c in curves if c["id"] not in ids] + [c for r in new for c in curve(runs, r["id"])]
-        for id in ids: _keep_windows(folder, runs, id)
+        for id in ids: _copy_windows(runs / id / WINDOWS, folder, id)
         _write(folder, rows, curves, sets | {digest(r["cards"]): r["cards"] for r in new})
 
 def _card_sets(folder: Path) -> dict[str, dict]:
@@ -343,9 +360,9 @@ def _card_sets(folder: Path) -> dict[str, dict]:
     path = folder / "cards.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
-def _keep_windows(folder: Path, runs: Path, id: str) -> None:
-    "Copy the values behind a run's intervals beside its row"
-    source, target = runs / id / WINDOWS, folder / "windows" / f"{id}.json.gz"
+def _copy_windows(source: Path, folder: Path, id: str) -> None:
+    "Put the values behind a run's intervals beside its row, in place of those of an earlier recording"
+    target = folder / "windows" / f"{id}.json.gz"
     target.unlink(missing_ok=True)
     if not source.exists(): return
     target.parent.mkdir(exist_ok=True)
@@ -386,31 +403,31 @@ def sides(
     return "".join(out["<"]), "".join(out[">"])
 
 def join(
-    folder: Path,         # results/<sweep>, perhaps with conflict markers in its files
+    folder: Path,                 # results/<sweep>, perhaps with conflict markers in its files
     others: Iterable[Path] = (),  # results/<sweep> of other machines
-) -> tuple[int, int]:     # rows before (of the side that has more), rows now
+) -> tuple[int, int]:             # rows before (of the side that has more), rows now
     "Join tables by question; of two rows with the same one the later recording stays"
-    read = lambda p: sides(p.read_text(encoding="utf-8")) if p.exists() else ("", "")
-    table = lambda text: list(csv.DictReader(io.StringIO(text, newline="")))
-    parts, sets = [], {}
-    for f in (folder, *others):
-        if not (f / "runs.csv").exists(): raise SweepError(f"{f} holds no runs.csv")
-        for runs, curves, cards in zip(*(read(f / name) for name in ("runs.csv", "curves.csv", "cards.json"))):
-            parts.append((f, table(runs), table(curves)))
-            sets |= json.loads(cards or "{}")
-    best = {}
-    for f, rows, curves in parts:
+    parts = [part for f in (folder, *others) for part in _parts(f)]
+    best, kept = {}, []
+    for f, rows, curves, _ in parts:
         for row in rows:
             question = row["key"], row["corpus_sha256"]
             if question not in best or row["started"] > best[question][0]["started"]: best[question] = row, f, curves
     with locked(folder):
-        for row, f, _ in best.values():
-            source = f / "windows" / f"{row['id']}.json.gz"
-            if f == folder or not source.exists(): continue
-            (folder / "windows").mkdir(exist_ok=True)
-            shutil.copyfile(source, folder / "windows" / source.name)
-        _write(folder, [row for row, *_ in best.values()], [c for row, _, curves in best.values() for c in curves if c["id"] == row["id"]], sets)
-    return max(len(rows) for f, rows, _ in parts if f == folder), len(best)
+        for row, f, curves in best.values():
+            kept += [c for c in curves if c["id"] == row["id"]]
+            if f != folder: _copy_windows(f / "windows" / f"{row['id']}.json.gz", folder, row["id"])
+        sets = {d: cards for *_, known in parts for d, cards in known.items()}
+        _write(folder, [row for row, *_ in best.values()], kept, sets)
+    return max(len(rows) for f, rows, *_ in parts if f == folder), len(best)
+
+def _parts(folder: Path) -> list[tuple[Path, list[dict], list[dict], dict]]:
+    "(folder, rows, curves, card sets) of either side of a conflict in a sweep's tables"
+    if not (folder / "runs.csv").exists(): raise SweepError(f"{folder} holds no runs.csv")
+    paths = [folder / name for name in ("runs.csv", "curves.csv", "cards.json")]
+    texts = zip(*(sides(p.read_text(encoding="utf-8") if p.exists() else "") for p in paths))
+    table = lambda text: list(csv.DictReader(io.StringIO(text, newline="")))
+    return [(folder, table(runs), table(curves), json.loads(cards or "{}")) for runs, curves, cards in texts]
 
 # %% ../nbs/20_sweep.ipynb #s20cost1
 def label(
@@ -443,13 +460,15 @@ def show(
         own = label(head["params"], heads) if id in plan.heads else f"for {name}: {head['params']}"
         lines.append(f"  to run  {id}  {own}  " + (f"about {costs[id]:.0f} CPU-s" if costs[id] is not None else "cost unknown"))
     elsewhere = sum(not of_here(plan.commit, plan.rows[id]) for id in done if id in plan.rows)
-    if elsewhere: lines.append(f"  {elsewhere} of the {len(done)} done were recorded at another commit or on another processor "
-                               "(`refine-nb verify` says whether today's code still gives them, --refresh repeats them)")
+    if elsewhere:
+        lines.append(f"  {elsewhere} of the {len(done)} done were recorded at another commit or on another processor "
+                     "(`refine-nb verify`: does today's code still give them? --refresh repeats them)")
     if plan.left: lines.append(f"  left    {len(plan.left)} missing runs that were not asked for")
     known = sum(c for c in costs.values() if c is not None)
     total = f", about {known:.0f} CPU-s" if known else ""
     unknown = sum(c is None for c in costs.values())
-    return "\n".join([f"{plan.sweep.name}: {len(plan.heads)} runs, {len(done)} done, {len(plan.todo)} to run{total}" + (f" ({unknown} of unknown cost)" if unknown else ""), *lines])
+    first = f"{plan.sweep.name}: {len(plan.heads)} runs, {len(done)} done, {len(plan.todo)} to run{total}"
+    return "\n".join([first + (f" ({unknown} of unknown cost)" if unknown else ""), *lines])
 
 # %% ../nbs/20_sweep.ipynb #s20drive1
 def last_row(
@@ -614,7 +633,7 @@ def run_sweep(
     print(show(plan), flush=True)
     if dry_run: return {}
     if plan.recorded and plan.todo and git(plan.sweep.root, "status", "--porcelain", "--", ".", ":!results"):
-        print("the working tree differs from the last commit: rows will say `dirty`, and nobody can repeat them from a commit", flush=True)
+        print("the working tree differs from the last commit: rows will say `dirty`, and no commit gives them", flush=True)
     store(plan, [*plan.heads, *plan.others])
     try: ended = execute(plan, workers or (1 if device_type() == "cuda" else cores())) if plan.todo else {}
     except KeyboardInterrupt:

@@ -609,6 +609,16 @@ def test_a_slice_runs_what_was_asked_and_leaves_the_rest(toy):
     complete(toy, 4)
 
 
+def test_where_reads_values_as_the_parameters_cell_declares_them(toy):
+    "Not as YAML does, to which 1e-3 is a word and no is a truth value"
+    write_notebook(toy.notebook, toy_cells(PARAMETERS + "lr = 0.01\nword = 'a'\nflag = False\n"))
+    sweep = toy.sweep("  - {lr: [1e-3, 3e-4], word: ['no', '7'], flag: [true, false]}")
+    for where in ({"lr": "1e-3"}, {"lr": "0.001"}, {"lr": 0.001}, {"word": "no"}, {"word": "7"}, {"flag": "true"}, {"flag": "False"}):
+        assert len(make_plan(sweep, where=where).todo) == 4, where
+    for where in ({"lr": "fast"}, {"flag": "7"}, {"seed": "0.5"}):
+        with pytest.raises(SweepError, match="is of type"): make_plan(sweep, where=where)
+
+
 @pytest.mark.parametrize("where, message", [("step=3", "did you mean 'steps'"), ("steps=5", "there is steps=2, steps=3"), ("steps", "write name=value")])
 def test_a_slice_of_nothing_is_refused(toy, where, message):
     code, _, said = toy.run("sweep", toy.sweep("  - {steps: [2, 3]}"), "--where", where)

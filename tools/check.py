@@ -1,4 +1,4 @@
-"""Everything `make test` does, step by step: python tools/check.py [sync] [notebooks] [tests] [experiments] [pages]"""
+"""Everything `make test` does, step by step: python tools/check.py [sync] [notebooks] [tests] [experiments] [rows] [pages]"""
 import json, os, shutil, subprocess, sys, tempfile, time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -124,12 +124,17 @@ def experiments() -> tuple[bool, str]:
     return ok, f"{len(found)} notebooks"
 
 
+def rows() -> tuple[bool, str]:
+    "No recorded row under a decided claim card is known to come out different today"
+    return call("refine-nb", "verify", "--check"), "recorded rows against certificates"
+
+
 def pages() -> tuple[bool, str]:
     "Every page of the documentation parses; its sidebar is complete and its links lead somewhere"
     return call("python", "tools/pages.py"), "parsed, not rendered"
 
 
-STEPS = [sync, notebooks, tests, experiments, pages]
+STEPS = [sync, notebooks, tests, experiments, rows, pages]
 
 
 def main(names: list[str]) -> int:
