@@ -80,10 +80,11 @@ def claims(
     "Judge every claim card by results/ and write CLAIMS.md and the site's page."
     from refine_nb.claims import CardError, write_claims
     from refine_nb.runs import ParameterError, TableError
-    try: verdicts, stale = write_claims(root, check)
+    from refine_nb.verify import certified
+    try: verdicts, differ = write_claims(root, check, *certified(root))
     except (CardError, ParameterError, TableError) as error: raise stop(error) from None
     for v in verdicts: typer.echo(f"{v.verdict:10}  {v.card['id']}  {v.why}")
-    if stale: raise stop(ValueError(f"{', '.join(stale)} disagree with results/: run `refine-nb claims` and commit what it writes"))
+    if differ: raise stop(ValueError(f"{', '.join(differ)} disagree with results/: run `refine-nb claims` and commit what it writes"))
 
 
 @app.command()

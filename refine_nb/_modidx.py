@@ -973,6 +973,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.verify.asked': ('verify.html#asked', 'refine_nb/verify.py'),
                                   'refine_nb.verify.cannot_run': ('verify.html#cannot_run', 'refine_nb/verify.py'),
                                   'refine_nb.verify.canonical': ('verify.html#canonical', 'refine_nb/verify.py'),
+                                  'refine_nb.verify.certified': ('verify.html#certified', 'refine_nb/verify.py'),
                                   'refine_nb.verify.changed_names': ('verify.html#changed_names', 'refine_nb/verify.py'),
                                   'refine_nb.verify.changed_rows': ('verify.html#changed_rows', 'refine_nb/verify.py'),
                                   'refine_nb.verify.check_out': ('verify.html#check_out', 'refine_nb/verify.py'),

@@ -9,7 +9,7 @@ __all__ = ['CUTS', 'FEWER', 'TEXTS', 'TEXT', 'PROBLEMS', 'CLOCKS', 'FUNCTIONS', 
            'package_of', 'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare',
            'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after',
            'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify',
-           'unsettled', 'told', 'summary', 'count_states', 'changed_rows']
+           'unsettled', 'told', 'summary', 'count_states', 'certified', 'changed_rows']
 
 # %% ../nbs/22_verify.ipynb #v22imp
 import ast
@@ -106,8 +106,9 @@ TEXTS = {"01_char_lm": 140_000, "10_guided_grpo": 101_500, "10_context_collapse"
          "12_confidence_lookahead": 72_000, "14_quiet_text": 20_000}  # characters of a corpus that are kept
 TEXT = 60_000                                                         # where an experiment is not named
 PROBLEMS = 2000                                                       # drawn from a task at once, at most
-CLOCKS = {"cpu_seconds", "wall_seconds", "gflops", "cpu_180", "warm_gflops", "warm_cpu_180", "log_cpu_to_95",
-          "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms", "rl/inference_time_ms"}  # two runs of the same code differ in them
+CLOCKS = {"cpu_seconds", "wall_seconds", "train_cpu_seconds", "warm_cpu_seconds", "gflops", "cpu_180", "warm_gflops",
+          "warm_cpu_180", "log_cpu_to_95", "think_ms", "direct_ms", "inference_time_ms", "direct_time_ms",
+          "rl/inference_time_ms", "rl/direct_time_ms"}  # two runs of the same code differ in them
 
 def typed(
     row: dict,         # as text
@@ -775,6 +776,20 @@ def count_states(
     width = max(len(name) for name, _ in lines)
     told_of = lambda counts: "  ".join(f"{n:5} {s}" for s, n in counts.items())
     return "\n".join(f"{name:{width}}  {told_of(counts)}" for name, counts in [*lines, ("all", total)])
+
+# %% ../nbs/22_verify.ipynb #v22certified
+def certified(
+    root: str | Path = ".",  # a folder inside the project
+) -> tuple[dict[str, str], str]:
+    "Row id → verified, unverified or changed by the certificates alone, and the day of the last one: what the board shows"
+    root, found, days = find_root(root), {}, {""}
+    words = {"equal": "verified", "changed": "changed"}
+    for name in recorded_sweeps(root):
+        held = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
+        outcomes = {arm.id: held.get(arm.id, {}).get("outcome", "") for arm in arms_of(root, name)}
+        found |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms_of(root, name) for row in arm.rows}
+        days |= {c["date"] for c in held.values()}
+    return found, max(days)
 
 # %% ../nbs/22_verify.ipynb #v22check
 DECIDED = ("reproduced", "refuted", "no effect found")
