@@ -1,4 +1,4 @@
-"""What git remembers: when each version of a claim card was first committed, and when each arm was first run with each random seed."""
+"""What git remembers: when a card was first committed in each version, and when an arm was run with each random seed."""
 import csv
 import io
 import json
@@ -24,7 +24,8 @@ class History:
     cards: dict = field(default_factory=dict)    # card id → its versions, the oldest first
     pins: dict = field(default_factory=dict)     # hash of a card → parameters that complete it
     bases: dict = field(default_factory=dict)    # experiment → the parameters that the file does not repeat
-    starts: dict = field(default_factory=dict)   # experiment → {parameters: {random seed: starts, the earliest first}}
+    starts: dict = field(default_factory=dict)   # experiment → {parameters: {random seed: starts, sorted}}
+    found: dict = field(default_factory=dict)    # what `seeds` has answered
 
     def version(self, card: Mapping[str, object]) -> dict | None:
         "The entry of this very version of a card"
@@ -49,8 +50,10 @@ class History:
     def seeds(self, row: Mapping[str, object]) -> dict[str, list[str]]:
         "The starts of a row's arm, by random seed"
         if "experiment" not in row: return {}
-        params = parameters_of(row)
-        return self.asked.get((row["experiment"], complete(self.root, row["experiment"], params)), {})
+        key = row["experiment"], tuple(parameters_of(row).items())
+        if key not in self.found:
+            self.found[key] = self.asked.get((key[0], complete(self.root, key[0], dict(key[1]))), {})
+        return self.found[key]
 
 
 # Reading tables and completing parameters
@@ -175,7 +178,8 @@ def changes(
     names = [n for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
     first = sorted(n for n in names if n != "rule.pilot" and n.startswith(("metric", "rule")))
     rest = [n for n in names if n not in first and n != "rule.pilot"]
-    said = [f"{n.removeprefix('rule.')} {a.get(n, 'not named')} → {b.get(n, 'not named')}" for n in [*first, *rest][:6]]
+    spoken = lambda n: f"{n.removeprefix('rule.')} {a.get(n, 'not named')} → {b.get(n, 'not named')}"
+    said = [spoken(n) for n in [*first, *rest][:6]]
     more = [f"{len(first) + len(rest) - 6} more"] if len(first) + len(rest) > 6 else []
     return "; ".join([*said, *more, *(["the note on a pilot"] if "rule.pilot" in names else [])])
 
@@ -194,7 +198,8 @@ def add_versions(
             since = before[0]["since"] if before and before[1] == says else time
             said = changes(before[2], card) if before else ""
             rule = ", ".join(f"{k} {v}" for k, v in card["rule"].items() if k != "pilot")
-            known = dict(hash=hash, commit=commit[:10], time=time, since=since, says=f"{card['metric']}, {rule}", changes=said)
+            known = dict(hash=hash, commit=commit[:10], time=time, since=since)
+            known |= dict(says=f"{card['metric']}, {rule}", changes=said)
             versions.append(known)
             versions.sort(key=lambda v: (v["time"], v["hash"]))
         before = known, says, card
@@ -214,7 +219,8 @@ def add_cards(
 
 def _blobs(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
     "(path, blob) → (time, commit) of the first commit with it, along the whole history"
-    log = git(root, "log", "--full-history", "-m", "--raw", "--no-abbrev", "--relative", "--format=commit %ct %H", "--", *WATCHED)
+    options = "--full-history", "-m", "--raw", "--no-abbrev", "--relative", "--format=commit %ct %H"
+    log = git(root, "log", *options, "--", *WATCHED)
     found, now = {}, ("", "")
     for line in (log or "").splitlines():
         if line.startswith("commit "):
@@ -223,14 +229,16 @@ def _blobs(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
         elif line.startswith(":"):
             fields, _, path = line.partition("\t")
             key = path, fields.split()[3]
-            if set(key[1]) != {"0"} and path.endswith(("/runs.csv", ".yaml", FILE.name)): found[key] = min(found.get(key, now), now)
+            if set(key[1]) == {"0"} or not path.endswith(("/runs.csv", ".yaml", FILE.name)): continue
+            found[key] = min(found.get(key, now), now)
     return found
 
 
 def _contents(root: Path, blobs: Iterable[str]) -> dict[str, str]:
     "The text of blobs, in one call of git"
     asked = "\n".join(blobs).encode()
-    out = subprocess.run(["git", "-C", str(root), "cat-file", "--batch"], input=asked, capture_output=True, check=True).stdout
+    command = ["git", "-C", str(root), "cat-file", "--batch"]
+    out = subprocess.run(command, input=asked, capture_output=True, check=True).stdout
     found, at = {}, 0
     while at < len(out):
         end = out.index(b"\n", at)

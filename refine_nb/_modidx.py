@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.claims.Shape': ('claims.html#shape', 'refine_nb/claims.py'),
                                   'refine_nb.claims.Verdict': ('claims.html#verdict', 'refine_nb/claims.py'),
                                   'refine_nb.claims._check_clock': ('claims.html#_check_clock', 'refine_nb/claims.py'),
+                                  'refine_nb.claims._check_metric': ('claims.html#_check_metric', 'refine_nb/claims.py'),
                                   'refine_nb.claims._check_numbers': ('claims.html#_check_numbers', 'refine_nb/claims.py'),
                                   'refine_nb.claims._check_pins': ('claims.html#_check_pins', 'refine_nb/claims.py'),
                                   'refine_nb.claims._check_rule': ('claims.html#_check_rule', 'refine_nb/claims.py'),

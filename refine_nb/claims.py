@@ -104,7 +104,7 @@ def _check_seeds(name: str, rule: Mapping[str, object]) -> None:
     else:
         if n is not None or test in FIXED:
             raise CardError(f"{name}: rule: seeds stands instead of n, in tests over random seeds")
-        if not isinstance(seeds, list) or len(set(map(str, seeds))) < len(seeds) or not all(type(s) is int for s in seeds):
+        if not isinstance(seeds, list) or len(set(map(str, seeds))) < len(seeds) or {type(s) for s in seeds} - {int}:
             raise CardError(f"{name}: rule: seeds is a list of different whole numbers, not {seeds!r}")
     if (n if seeds is None else len(seeds)) < LEAST[test]:
         raise CardError(f"{name}: rule: test {test} needs n of at least {LEAST[test]}, fixed beforehand")
@@ -127,8 +127,9 @@ def select(
     where: Mapping[str, object],    # the arm or a control; overrides the scope
 ):
     "Rows of one arm, indexed by random seed: one per seed, every parameter pinned"
-    wanted, own = (card.get("scope") or {}) | (where or {}), [str(p).split() for p in table["parameters"]]
-    names, chosen = set().union(*own), range(len(table))
+    wanted, lists = (card.get("scope") or {}) | (where or {}), table["parameters"].tolist()
+    own = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
+    names, chosen = {n for p in own for n in p.split()}, range(len(table))
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {nearest('parameter', name, sorted(names))}")
         column = table[name].tolist()
@@ -136,7 +137,7 @@ def select(
         if not fits:
             raise Open(f"no run yet: {nearest(name, value, map(str, table[name].dropna().unique()))}")
         chosen = [i for i in chosen if i in fits]
-    chosen = _pinned(table, [(i, set(own[i]) - {"seed", *wanted}) for i in chosen], card, wanted)
+    chosen = _pinned(table, [(i, own[lists[i]]) for i in chosen], card, wanted)
     if "seed" not in names: return table.iloc[chosen]
     seeds = table["seed"].tolist()
     chosen = sorted(chosen, key=lambda i: seeds[i])
@@ -144,7 +145,7 @@ def select(
     if twice: raise CardError(f"{card['id']}: {wanted} fits more than one run with the random seed {twice[0]}")
     return table.iloc[chosen].set_index("seed", drop=False)
 
-def _pinned(table, found: list[tuple[int, set[str]]], card: Mapping[str, object], wanted: Mapping[str, object]) -> list[int]:
+def _pinned(table, found: list[tuple[int, set[str]]], card: Mapping, wanted: Mapping[str, object]) -> list[int]:
     "Of rows with the parameters that nobody named, those that have none; refused where all have one"
     values = {n: [] for n in set().union(*(names for _, names in found))}
     for name, column in values.items():
@@ -167,11 +168,12 @@ class Shape(NamedTuple):
     passes: bool = False  # every run passes or fails
 
 _SHARES = """accuracy accuracy_200 accuracy_50 accuracy_500 accuracy_greedy accuracy_greedy_before accuracy_otherwise
-    accuracy_sampled coherence_composite early_accuracy entropy_mean final_j greedy_plus1 greedy_plus2 halfway_probability
-    last_accuracy lines_accuracy smoothing_mean text_accuracy val_accuracy val_exact val_probability"""
+    accuracy_sampled coherence_composite early_accuracy entropy_mean final_j greedy_plus1 greedy_plus2
+    halfway_probability last_accuracy lines_accuracy
+    smoothing_mean text_accuracy val_accuracy val_exact val_probability"""
 _GAINS = "aurc_gain_after aurc_gain_before forgotten gain_greedy gain_sampled over_direct"
-_AMOUNTS = """confidence_sd cpu_180 ece_last ece_sampled_head excess flops_vs_twin meets spikes thoughts_used val_distinct
-    val_last val_last_200 val_loss val_loss_0 val_worsening_steps warm_cpu_180"""
+_AMOUNTS = """confidence_sd cpu_180 ece_last ece_sampled_head excess flops_vs_twin meets spikes thoughts_used
+    val_distinct val_last val_last_200 val_loss val_loss_0 val_worsening_steps warm_cpu_180"""
 _FREE_GAINS = "gain_present_entropy gain_sampled_entropy gain_teacher_entropy thought_gain val_gain"
 
 METRICS = {name: shape for names, shape in (
@@ -197,7 +199,8 @@ def measured(
         raise Open(f"{rows[metric].isna().sum()} of {len(rows)} runs have no finite {metric}")
     known = rows["deterministic"].astype(bool)
     if fixed and not known.all():
-        raise CardError(f"{card['id']}: test {test} is for deterministic methods; these runs depend on their random seed")
+        raise CardError(f"{card['id']}: test {test} is for deterministic methods; "
+                        "these runs depend on their random seed")
     if not fixed and known.any():
         raise CardError(f"{card['id']}: these runs are deterministic, random seeds are no evidence: "
                         "test exact or windows, as a control against_fixed")
@@ -363,7 +366,8 @@ def hindsight(
     arms = [past.seeds(row) for row in used]
     first = [min(seeds.get(str(row.get("seed")), [utc(row["started"])])) for seeds, row in zip(arms, used)]
     seen = [start for start in first if start < version["since"]]
-    if seen: reason = f"{len(seen)} of {len(used)} runs had been recorded before the card, the first on {min(seen)[:10]}"
+    if seen:
+        reason = f"{len(seen)} of {len(used)} runs had been recorded before the card, the first on {min(seen)[:10]}"
     known = any(start < version["since"] for seeds in arms for starts in seeds.values() for start in starts)
     return reason, "confirmed" if known or piloted(card) else "predicted"
 
@@ -387,10 +391,12 @@ def words(
 ) -> str:
     "The number in words"
     i, n = found.interval, found.interval.n
-    spread = {"exact": "exact", "same": f"the same with all {n} random seeds"}.get(found.kind)
-    if found.kind == "runs" and min(found.values) >= 0: spread = f"{sum(found.values):.0f} of {n} runs, {i.low:.2g} … {i.high:.2g}"
     unit = "random seeds" if found.kind == "runs" else found.kind
-    return (f"against {control}: " if control else "") + f"{i.mean:.4g} ({spread or f'{i.low:.4g} … {i.high:.4g}, {n} {unit}'})"
+    spread = {"exact": "exact", "same": f"the same with all {n} random seeds"}.get(found.kind)
+    if found.kind == "runs" and min(found.values) >= 0:
+        spread = f"{sum(found.values):.0f} of {n} runs, {i.low:.2g} … {i.high:.2g}"
+    spread = spread or f"{i.low:.4g} … {i.high:.4g}, {n} {unit}"
+    return (f"against {control}: " if control else "") + f"{i.mean:.4g} ({spread})"
 
 def together(
     found: Mapping[str, tuple[str, str]],  # control → from `ruling`
@@ -427,14 +433,15 @@ def judge(
     try:
         arms = {name: select(narrow, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
         arm, controls = arms.pop("arm"), arms or {"": None}
-        if card["metric"] not in table: raise CardError(f"{card['id']}: {nearest('metric', card['metric'], sorted(table.columns))}")
+        _check_metric(card, table)
         measure = over_seeds if rule["test"] in SEEDS else over_windows
         numbers = {name: measure(arm, rows, full) for name, rows in controls.items()}
     except Open as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
     zero = bool(full["controls"]) or METRICS.get(card["metric"], Shape()).zero
     found = {name: ruling(x, rule, zero) for name, x in numbers.items()}
     verdict, used = together(found), _used([arm, *(rows for rows in controls.values() if rows is not None)], full)
-    reasons = [f"against {n}: {why}" if len(found) > 1 else why for n, (word, why) in found.items() if why and word == verdict]
+    reasons = {n: why for n, (word, why) in found.items() if why and word == verdict}
+    reasons = [f"against {n}: {why}" if len(found) > 1 else why for n, why in reasons.items()]
     said = "; ".join([*(words(n, x) for n, x in numbers.items()), *reasons])
     p = chance(numbers.values(), rule, verdict, zero)
     late, basis = hindsight(card, used, past)
@@ -443,17 +450,24 @@ def judge(
     intervals, notes = {n: x.interval for n, x in numbers.items()}, _notes(card, numbers, used, past)
     return Verdict(dict(card), verdict, intervals, said, p, None, basis, tuple(row["id"] for row in used), notes)
 
+def _check_metric(card: Mapping[str, object], table) -> None:
+    "Refuse a metric that no run has"
+    if card["metric"] not in table:
+        raise CardError(f"{card['id']}: {nearest('metric', card['metric'], sorted(table.columns))}")
+
 def _narrow(table, metric: str):
     "A table without other metrics, which makes all that follows several times faster"
-    names = {n for p in table["parameters"].unique() for n in p.split()}
-    more = ["id", "experiment", "parameters", "status", "deterministic", "started", "cards", *(metric + end for end in ("", "_low", "_high", "_windows"))]
-    return table[[c for c in table.columns if c in names or c in more]]
+    names = {n for p in set(table["parameters"].tolist()) for n in p.split()}
+    names |= {"id", "experiment", "parameters", "status", "deterministic", "started", "cards"}
+    names |= {metric + end for end in ("", "_low", "_high", "_windows")}
+    return table[[c for c in table.columns if c in names]]
 
 def _used(arms: list, card: Mapping[str, object]) -> list[dict]:
     "What identifies the rows behind a number: those of the rule's random seeds, or of deterministic methods"
     seeds, found = rule_seeds(card["rule"]), []
     for rows in arms:
-        chosen = rows[rows.index.isin(seeds) | rows["deterministic"].astype(bool)] if card["rule"]["test"] in SEEDS else rows[:1]
+        mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
+        chosen = rows[mine] if card["rule"]["test"] in SEEDS else rows[:1]
         names = {"id", "experiment", "parameters", "started", "cards"}.union(*map(str.split, chosen["parameters"]))
         found += chosen[[c for c in chosen if c in names]].to_dict("records")
     return found
@@ -464,12 +478,15 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list
     for name, x in numbers.items():
         if x.kind != "random seeds": continue
         p, least = max(sign_flip_p(x.values, b) for b in bounds), 2 / 2 ** len(x.values)
-        notes.append(f"Sign-flip test{f' against {name}' if name else ''}: p = {p:.2g}, the least possible is {least:.2g}")
+        against = f" against {name}" if name else ""
+        notes.append(f"Sign-flip test{against}: p = {p:.2g}, the least possible is {least:.2g}")
     for v in past.cards.get(card["id"], ()) if past else ():
-        when = v["time"][:16].replace("T", " ")
-        if v["hash"] != card_hash(card): notes.append(f"On {when} it said: {v['says']}" + (f" ({v['changes']})" if v["changes"] else ""))
+        if v["hash"] == card_hash(card): continue
+        changed = f" ({v['changes']})" if v["changes"] else ""
+        notes.append(f"On {v['time'][:16].replace('T', ' ')} it said: {v['says']}{changed}")
     starts = [past.seeds(row).get(str(row.get("seed")), []) for row in used] if past else []
-    if past and (pins := past.pins.get(card_hash(card))): notes.append(f"Pinned from its runs, where the card names nothing: {_spoken(pins)}")
+    if past and (pins := past.pins.get(card_hash(card))):
+        notes.append(f"Pinned from its runs, where the card names nothing: {_spoken(pins)}")
     times, days = max(map(len, starts), default=0), sorted({s[:10] for found in starts for s in found})
     if times > 1: notes.append(f"Recorded up to {times} times, on {', '.join(days)}")
     return tuple(notes)
@@ -479,7 +496,8 @@ def _spoken(pins: Mapping[str, object]) -> str:
     flat = {n: v for n, v in pins.items() if not isinstance(v, Mapping)} | pins.get("scope", {})
     said = [", ".join(f"{n} {v}" for n, v in flat.items())]
     arms = {"arm": pins.get("arm", {})} | pins.get("controls", {})
-    return "; ".join(filter(None, [*said, *(f"{name}: {', '.join(f'{n} {v}' for n, v in w.items())}" for name, w in arms.items() if w)]))
+    said += [f"{name}: {', '.join(f'{n} {v}' for n, v in where.items())}" for name, where in arms.items() if where]
+    return "; ".join(filter(None, said))
 
 # %% ../nbs/21_claims.ipynb #c21holm1
 def in_studies(
@@ -549,7 +567,7 @@ def _named(card: Mapping[str, object]) -> list[set[str]]:
 def _early(card: Mapping[str, object], table, top: Path, past: History | None) -> Verdict | None:
     "Open, where nothing is recorded yet, or nothing since the experiment got a parameter that the card names"
     if table is None: return Verdict(card, "open", {}, "no runs yet")
-    new = set().union(*_named(card)) - {n for p in table["parameters"].dropna() for n in p.split()}
+    new = set().union(*_named(card)) - {n for p in set(table["parameters"].tolist()) for n in p.split()}
     books = [top / "experiments" / f"{e}.ipynb" for e in table["experiment"].unique()] if new else []
     known = {n for book in books if book.exists() for n in read_parameters(book).types}
     why = f"no run has the parameter {', '.join(sorted(new))} yet"
@@ -559,7 +577,8 @@ def _check_pins(card: Mapping[str, object], top: Path, past: History | None) -> 
     "Refuse a card without runs that leaves a parameter of its experiment free; runs that others made may be named"
     spec = declared(top, study_of(top, card["sweep"]))
     if spec is None or past and card_hash(card) in past.pins: return
-    others = {n for n, kind in spec.types.items() if kind is str and spec.defaults[n] is None and not any(n in p for p in spec.presets.values())}
+    filled = {n for preset in spec.presets.values() for n in preset}
+    others = {n for n, kind in spec.types.items() if kind is str and spec.defaults[n] is None} - filled
     free = set(spec.types) - {"seed"} - others - set.intersection(*_named(card))
     if free: raise CardError(f"{card['id']}: every parameter decides: name {', '.join(sorted(free))} in scope or arm")
 
@@ -574,9 +593,11 @@ def describe(
     lines = [f"- Number: {card['metric']}, {v.why}" if v.numbers else f"- No number yet: {v.why}",
              f"- Scope: {listed(card.get('scope'))}; arm: {listed(card.get('arm'))}"]
     lines += [f"- Control, {name}: {listed(where)}" for name, where in (card.get("controls") or {}).items()]
-    lines += [f"- Rule: {listed({k: x for k, x in rule.items() if k != 'pilot'})}{pilot}; table: `results/{card['sweep']}/runs.csv`"]
+    spoken = listed({k: x for k, x in rule.items() if k != "pilot"})
+    lines += [f"- Rule: {spoken}{pilot}; table: `results/{card['sweep']}/runs.csv`"]
     if v.holm is not None: lines.append(f"- p = {v.p:.2g}, for its whole study {v.holm:.2g}")
-    return f"### {card['id']}: {v.verdict}\n\n{card['claim'].strip()}\n\n" + "\n".join([*lines, *(f"- {n}" for n in v.notes)])
+    lines += [f"- {note}" for note in v.notes]
+    return f"### {card['id']}: {v.verdict}\n\n{card['claim'].strip()}\n\n" + "\n".join(lines)
 
 def row_states(
     v: Verdict,                  # of one card
@@ -584,7 +605,7 @@ def row_states(
 ) -> str:
     "How many rows are behind a verdict, and what is known of them today"
     found = [states[id] for id in v.rows if id in states]
-    return ", ".join(f"{found.count(s)} {s}" for s in dict.fromkeys(sorted(found))) or (str(len(v.rows)) if v.rows else "—")
+    return ", ".join(f"{found.count(s)} {s}" for s in sorted(set(found))) or str(len(v.rows) or "—")
 
 def table_row(
     v: Verdict,                 # of one card
@@ -601,8 +622,9 @@ def verdict_table(
 ):
     "Claim, verdict and number of each, as a styled table"
     import pandas as pd
-    found = [dict(claim=v.card["claim"], verdict=v.verdict, number=v.why, Holm=kept(v), basis=v.basis) for v in verdicts.values()]
-    return pd.DataFrame(found, index=list(verdicts)).style.set_properties(**{"text-align": "left", "white-space": "normal"})
+    columns = lambda v: dict(claim=v.card["claim"], verdict=v.verdict, number=v.why, Holm=kept(v), basis=v.basis)
+    table = pd.DataFrame(list(map(columns, verdicts.values())), index=list(verdicts))
+    return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% ../nbs/21_claims.ipynb #c21page1
 GUIDE = """Written by `refine-nb claims` from the tables in `results/`; edits here are overwritten.
@@ -610,13 +632,17 @@ GUIDE = """Written by `refine-nb claims` from the tables in `results/`; edits he
 A verdict needs a rule that stood before the run; the notebook on claims explains the five tests and these words:
 
 - **reproduced**: the whole 95 % interval lies in the claimed region, against every control.
-- **refuted**: the region is excluded, and the opposite is shown, or an effect of another size. With k controls the interval has level 1 − 0.05/k.
+- **refuted**: the region is excluded, and the opposite is shown, or an effect of another size.
+  With k controls the interval has level 1 − 0.05/k.
 - **no effect found**: the interval contains zero and lies within a margin, the smallest effect that the card claims.
 - **nothing could be seen**: arm and control are closer to the metric's bound than the claimed effect is large.
 - **post hoc**: an answer to the same question was recorded before the card. Only fresh random seeds can settle it.
 - **retired**: the number is a time, which processors differ in by up to two. **open**: anything else.
 
-*Holm*: whether a decided verdict is kept when all cards of its study are one family, with the corrected p-value. *Predicted*: no pilot and no earlier recording of its arms; *confirmed* otherwise. Intervals are Student's t over random seeds, cut to the possible range; "runs" are counts with an exact binomial interval. With five random seeds no two-sided sign-flip test can pass 5 %."""
+*Holm*: whether a decided verdict is kept when all cards of its study are one family, with the corrected p-value.
+*Predicted*: no pilot and no earlier recording of its arms; *confirmed* otherwise.
+Intervals are Student's t over random seeds, cut to the possible range; "runs" are counts, with an exact interval.
+With five random seeds no two-sided sign-flip test can pass 5 %."""
 
 def counts(
     verdicts: Iterable[Verdict],  # of all cards
@@ -641,14 +667,16 @@ def page(
     "The board as markdown: one table, the cards folded below it"
     used = {id for v in verdicts.values() for id in v.rows}
     good = sum(states.get(id) in ("current", "verified") for id in used)
-    head = [GUIDE, *([f"**{good} of {len(used)} rows verified** ({verified})."] if states else []), counts(verdicts.values())]
+    head = [f"**{good} of {len(used)} rows verified** ({verified})."] if states else []
+    head = [GUIDE, *head, counts(verdicts.values())]
     order = sorted(verdicts, key=lambda id: (studies[id], id))
     lines = ["| claim | verdict | number | Holm | basis | rows |", "|---|---|---|---|---|---|"]
     lines += [table_row(verdicts[id], states) for id in order]
     folds = []
     for study in dict.fromkeys(studies[id] for id in order):
         of = [id for id in order if studies[id] == study]
-        folds += [f"<details>\n<summary>{study}: {len(of)} cards</summary>", *(describe(verdicts[id]) for id in of), "</details>"]
+        folds += [f"<details>\n<summary>{study}: {len(of)} cards</summary>"]
+        folds += [*(describe(verdicts[id]) for id in of), "</details>"]
     return "\n\n".join([*head, "\n".join(lines), "## The cards", *folds]) + "\n"
 
 def write_claims(
@@ -657,13 +685,14 @@ def write_claims(
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write the history, CLAIMS.md and nbs/board.qmd; returns verdicts and, when checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md and nbs/board.qmd; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_all(root, past=past)
     text = page(verdicts, {id: study_of(top, v.card["sweep"]) for id, v in verdicts.items()}, states, verified)
     title = "The board: every claim and its verdict"
-    files = {top / "CLAIMS.md": f"# {title}\n\n" + text, top / "nbs" / "board.qmd": f"---\ntitle: \"{title}\"\n---\n\n" + text}
+    files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
+    files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ: path.write_text(files[path], encoding="utf-8")
     if past and not check: write_history(past)

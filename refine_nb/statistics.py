@@ -78,7 +78,8 @@ def sign_flip_p(
     "Two-sided, exact: the share of all sign patterns whose mean is at least as far from `null`"
     import numpy as np
     x = np.asarray(list(x), dtype="float64") - null
-    if len(x) > MOST_FLIPS: raise ValueError(f"{len(x)} values have too many sign patterns; at most {MOST_FLIPS} are counted")
+    if len(x) > MOST_FLIPS:
+        raise ValueError(f"{len(x)} values have too many sign patterns; at most {MOST_FLIPS} are counted")
     sums = np.zeros(1)
     for value in x: sums = np.concatenate([sums + value, sums - value])
     return float((np.abs(sums) >= abs(x.sum()) - 1e-9 * np.abs(x).sum()).mean())
