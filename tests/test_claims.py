@@ -22,7 +22,7 @@ FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exa
 
 def rows(model, values, deterministic=False, card=CARD, **more):
     "One row per value, the position is the random seed"
-    return [{"id": f"{model}{s}", "key": f"{model}{s}", "status": "ok", "stale": False, "parameters": "model seed preset", "model": model, "seed": s, "preset": "cpu", "acc": v, "started": "2030-02-04T13:00:00+00:00",
+    return [{"id": f"{model}{s}", "key": f"{model}{s}", "status": "ok", "parameters": "model seed preset", "model": model, "seed": s, "preset": "cpu", "acc": v, "started": "2030-02-04T13:00:00+00:00",
              "acc_low": v - 0.02, "acc_high": v + 0.02, "acc_windows": 200, "deterministic": deterministic, "cards": json.dumps({"c": card_hash(card)})} | more for s, v in enumerate(values)]
 
 
