@@ -71,22 +71,21 @@ def rerun(
     ids = [i for i, row in plan.rows.items() if i in plan.asked and row["status"] == "ok"]
     if not ids: raise SweepError(f"{plan.sweep.name}: no recorded row has {dict(where or {})}")
     table, plan.results = plan.results / plan.sweep.name, Path(scratch or plan.sweep.root / "build" / "rerun").resolve()
-    plan.runs, plan.todo = plan.results / "runs", []
-    for id in ids: _again(plan, id, plan.heads[id])
+    plan.runs = plan.results / "runs"
+    plan.todo = list(dict.fromkeys(i for id in ids for i in _to_run(plan, id, plan.heads[id])))
+    plan.again = set(plan.todo)
     ended = execute(plan, workers or cores()) if plan.todo else {}
     lost = [i for i in ids if ended.get(i, "ok") not in ("ok", "diverged", "already")]
     if lost: raise SweepError(f"{len(lost)} of {len(ids)} runs failed, such as {lost[0]}: {plan.runs / '.failed'} has the tracebacks")
     return _compared(plan, ids, table)
 
-def _again(plan, id: str, head: dict) -> bool:
-    "Put a run on the list unless the code of now has given it already; first what it builds on; True if it will run"
+def _to_run(plan, id: str, head: dict) -> list[str]:
+    "Ids to execute for a run, what it builds on first; none if the code of now has given it already"
     plan.others |= head["needs"]
-    needs = [_again(plan, need, other) for need, (_, other) in head["needs"].items()]
+    needs = [i for need, (_, other) in head["needs"].items() for i in _to_run(plan, need, other)]
     record = published(plan.runs / id)
-    if record and record["code"] == code_hash(head["notebook"]) and not any(needs): return False
-    plan.again.add(id)
-    if id not in plan.todo: plan.todo.append(id)
-    return True
+    current = record and record["code"] == code_hash(head["notebook"])
+    return [] if current and not needs else [*needs, id]
 
 def _compared(plan, ids: list[str], folder: Path):
     "The table of a rerun; its numbers are kept beside the recorded ones"
