@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['CUTS', 'FEWER', 'TEXTS', 'TEXT', 'PROBLEMS', 'CLOCKS', 'FUNCTIONS', 'WATCHES', 'TOGETHER', 'SIDE', 'COLUMNS', 'MANY',
-           'LIMIT', 'STATES', 'DECIDED', 'VerifyError', 'Arm', 'asked', 'arms_of', 'recorded_sweeps', 'arm_label',
-           'typed', 'shortened', 'Definition', 'canonical', 'identifiers', 'definitions', 'Code', 'project',
-           'package_of', 'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare',
-           'read_executed', 'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after',
-           'failed', 'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify',
-           'unsettled', 'told', 'summary', 'count_states', 'certified', 'changed_rows']
+           'LIMIT', 'STATES', 'VerifyError', 'Arm', 'asked', 'arms_of', 'recorded_sweeps', 'arm_label', 'typed',
+           'shortened', 'Definition', 'canonical', 'identifiers', 'definitions', 'Code', 'project', 'package_of',
+           'check_out', 'Unit', 'units_of', 'job_of', 'Runner', 'results_of', 'Comparison', 'compare', 'read_executed',
+           'write_executed', 'write_certificates', 'Verification', 'Pair', 'run_units', 'ended_after', 'failed',
+           'cannot_run', 'States', 'row_states', 'changed_names', 'cover', 'code_at', 'since', 'verify', 'unsettled',
+           'told', 'summary', 'count_states', 'certified', 'changed_rows']
 
 # %% ../nbs/22_verify.ipynb #v22imp
 import ast
@@ -794,13 +794,11 @@ def certified(
     return (found, max(days)) if max(days) else ({}, "")
 
 # %% ../nbs/22_verify.ipynb #v22check
-DECIDED = ("reproduced", "refuted", "no effect found")
-
 def changed_rows(
     root: str | Path = ".",  # a folder inside the project
 ) -> dict[str, list[str]]:
     "claim card → changed rows of its sweep, the newest of every key, for cards that are decided; CI refuses them"
-    from refine_nb.claims import judge_all
+    from refine_nb.claims import DECIDED, judge_all
     root, states = find_root(root), row_states(root)
     tables = {name: read_table(root / "results" / name / "runs.csv") for name in recorded_sweeps(root)}
     newest = {s: {r["key"]: r for r in sorted(rows, key=lambda r: r.get("started", ""))} for s, rows in tables.items()}
