@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from functools import cache, cached_property
 from pathlib import Path
 
-from .runs import (DECIDES, ParameterError, Parameters, card_hash, digest, git, read_card, read_parameters, resolve,
+from .runs import (DECIDES, ParameterError, Parameters, card_hash, digest, from_text, git, read_card, read_parameters, resolve,
                    strict_yaml, write_synced)
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
@@ -104,15 +104,6 @@ def _notebook(path: Path, changed: int) -> str:
     return strict_yaml(path.read_text(encoding="utf-8"), str(path))["notebook"]
 
 
-def typed(
-    value: object,  # as a table or a card has it
-    kind: type,     # as the notebook declares it
-) -> object:
-    "A value as its declared type; `8.0` stands for 8 in a column that has gaps"
-    if kind is bool: return str(value) == "True"
-    return int(float(value)) if kind is int else kind(value)
-
-
 def complete(
     root: Path,                     # the project's folder
     experiment: str,                # name of its notebook
@@ -121,7 +112,7 @@ def complete(
     "Parameters completed by today's defaults; what the notebook no longer declares is left out"
     spec = declared(root, experiment)
     if spec is None: return tuple(sorted((n, str(v)) for n, v in params.items()))
-    known = {n: typed(v, spec.types[n]) for n, v in params.items() if n in spec.types and v is not None}
+    known = {n: from_text(str(v), spec.types[n]) for n, v in params.items() if n in spec.types and v is not None}
     whole = resolve(spec, known)
     return tuple(sorted((n, v) for n, v in whole.items() if n != "seed" and not str(v).startswith("run:")))
 

@@ -9,9 +9,8 @@ __all__ = ['RERUNS', 'expectation', 'spreads', 'numbers', 'rerun', 'shown']
 from collections.abc import Mapping
 from pathlib import Path
 
-from .runs import code_hash, published, read_table
+from .runs import CLOCKS, code_hash, published, read_table
 from .sweep import SweepError, as_text, cores, execute, locked, make_plan, write_table
-from .verify import CLOCKS
 
 # %% ../nbs/23_rerun.ipynb #r23cmp1
 RERUNS = ["id", "metric", "recorded", "here", "recorded_on", "here_on", "commit", "started"]  # columns of reruns.csv
@@ -88,11 +87,13 @@ def _to_run(plan, id: str, head: dict) -> list[str]:
     return [] if current and not needs else [*needs, id]
 
 def _compared(plan, ids: list[str], folder: Path):
-    "The table of a rerun; its numbers are kept beside the recorded ones"
+    "The table of a rerun; its numbers are kept beside the recorded ones, unless no commit holds the code"
     import pandas as pd
     known = spreads(folder.parent, plan.sweep.notebook.stem, frozenset(ids))
-    lines = [line for id in ids if (record := published(plan.runs / id)) for line in _lines(plan.rows[id], record, known)]
-    _keep(folder, lines)
+    records = [record for id in ids if (record := published(plan.runs / id))]
+    lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, known)]
+    dirty = {record["id"] for record in records if record["dirty"]}
+    _keep(folder, [line for line in lines if line["id"] not in dirty])
     told = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
     return pd.DataFrame(told)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from refine_nb.runs import bootstrap_interval, git, read_parameters, read_runs, read_table, read_windows, resolve, run_key
-from refine_nb.runs import _from_text
+from refine_nb.runs import from_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sorted(p.parent.name for p in ROOT.glob("results/*/runs.csv"))
@@ -51,7 +51,7 @@ def test_a_row_asks_the_question_of_its_key(sweep):
     specs = {e: read_parameters(ROOT / "experiments" / f"{e}.ipynb") for e in {r["experiment"] for r in rows}}
     for row in rows:
         spec, names = specs[row["experiment"]], row["parameters"].split()
-        params = resolve(spec, {n: _from_text(row[n], spec.types[n]) for n in names if n in spec.types})
+        params = resolve(spec, {n: from_text(row[n], spec.types[n]) for n in names if n in spec.types})
         if set(names) == set(spec.types): assert run_key(row["experiment"], params, row["corpus_name"] or None, keys) == row["key"]
     assert len({(r["key"], r["corpus_sha256"]) for r in rows}) == len(rows)
 

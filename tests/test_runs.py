@@ -1,5 +1,5 @@
 """Records of runs: identity, recording, adoption, publication, tables, intervals"""
-import gzip, json, math, os, subprocess, sys, time
+import gzip, json, math, os, shutil, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -166,12 +166,42 @@ def test_an_attempt_killed_while_it_adopted_is_completed(project):
     "Killed between two renames: checkpoints are here, metrics there"
     oldest = dead_attempt(project, [{"step": 1, "loss": 1.0}])
     between = new_attempt(project / "runs", oldest.parent.name)
+    shutil.copy(oldest / "start.json", between)
     (oldest / "checkpoints").rename(between / "checkpoints")
     let_go(between)
     run = start(project)
     run.on_resume(1)
     assert (run.checkpoint_dir / "last").read_bytes() == b"c" and [r["step"] for r in read_rows(run.rows)] == [1]
     assert not oldest.exists() and not between.exists()
+
+
+@pytest.mark.parametrize("code", ["another", None])
+def test_what_other_code_left_in_halves_is_not_adopted(project, code):
+    "Killed between two renames, and then the code was edited; an attempt that does not tell its code counts as other"
+    oldest = dead_attempt(project, [{"step": 1, "loss": 1.0}])
+    began = json.loads((oldest / "start.json").read_text())
+    (oldest / "start.json").write_text(json.dumps(began | {"code": code}))
+    between = new_attempt(project / "runs", oldest.parent.name)
+    R._carry(oldest, between)
+    (between / "metrics.jsonl").rename(oldest / "metrics.jsonl")
+    let_go(between)
+    run = start(project)
+    assert not run.adopted and not read_rows(run.rows) and not list(run.checkpoint_dir.iterdir())
+    assert len(list((project / "runs" / ".replaced").iterdir())) == 2
+
+
+@pytest.mark.parametrize("text, kind, value", [
+    ("8.0", int, 8), ("-3", int, -3), ("1e-3", float, 0.001), ("True", bool, True), ("false", bool, False), ("", int, None),
+    ("8.0", str, "8.0"),
+])
+def test_text_becomes_a_parameter(text, kind, value):
+    got = R.from_text(text, kind)
+    assert got == value and type(got) is type(value)
+
+
+@pytest.mark.parametrize("text, kind", [("8.5", int), ("yes", bool), ("fast", float)])
+def test_text_that_is_no_such_parameter_is_refused(text, kind):
+    with pytest.raises(ValueError): R.from_text(text, kind)
 
 
 def test_files_are_durable_before_the_record(project, monkeypatch):

@@ -4,7 +4,7 @@ import json, os, random, shutil, signal, subprocess, sys, threading, time
 import pytest
 
 from refine_nb.runs import ParameterError, read_curves, read_runs, read_table, read_windows, write_windows
-from refine_nb.sweep import SweepError, join, make_plan, merge, read_sweep
+from refine_nb.sweep import SweepError, join, make_plan, merge, read_sweep, write_table
 from refine_nb._pool import local_engine
 from toy_project import BODY, PARAMETERS, Toy, gone, kill, nap, toy_cells, worker_of, write_notebook
 
@@ -271,6 +271,22 @@ def test_a_new_parameter_of_a_warm_start_leaves_what_builds_on_it(toy):
     assert toy.run("sweep", sweep)[0] == 0
     write_notebook(toy.notebook, toy_cells(PARAMETERS + "depth = 2"))
     assert not make_plan(sweep).todo
+    more = toy.sweep("  - {seed: [5, 6], warm_start: {sweep: warm, where: {seed: 0}}}")
+    code, out, err = toy.run("sweep", more)
+    assert code == 0 and "1 ok" in out, out + err  # its kernel takes the key that the sweep gave the warm start
+    assert len(toy.executions()) == 3
+
+
+def test_a_repeated_warm_start_with_other_numbers_is_said(toy):
+    toy.sweep("  - {seed: 0}", "warm")
+    sweep = toy.sweep("  - {seed: 5, warm_start: {sweep: warm, where: {seed: 0}}}")
+    assert toy.run("sweep", sweep)[0] == 0
+    shutil.rmtree(toy.root / "runs")
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('"x": start + steps', '"x": 100 + start + steps')))
+    more = toy.sweep("  - {seed: [5, 6], warm_start: {sweep: warm, where: {seed: 0}}}")
+    code, out, err = toy.run("sweep", more)
+    assert code == 0 and "x not as in its row, which stays" in out and out.count("not as in its row") == 1, out + err
+    assert read_runs(toy.root / "results" / "warm")["x"].tolist() == [4]
 
 
 @needs_git
@@ -586,6 +602,45 @@ def test_machines_share_a_sweep_and_join_their_tables(tmp_path):
     with pytest.raises(SweepError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
     merge(tmp_path / "d", [both | {"id": "d", "key": "d", "experiment": "other"}], tmp_path / "runs", [])
     with pytest.raises(SweepError, match="tables of one sweep"): join(tmp_path / "a", [tmp_path / "d"])
+
+
+def test_certificates_and_reruns_are_joined_the_later_one_stays(tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b"]
+    run = fake(tmp_path / "runs", 1, loss=1.0)
+    for folder in folders: merge(folder, [run], tmp_path / "runs", [])
+    certificate = {"arm": "x", "date": "2026-01-01", "outcome": "equal"}
+    write_table(folders[0] / "verified.csv", [certificate, certificate | {"arm": "y"}], list(certificate))
+    write_table(folders[1] / "verified.csv", [certificate | {"date": "2026-01-02", "outcome": "changed"}], list(certificate))
+    again = {"id": "1", "metric": "loss", "here": "1.0", "here_on": "a processor", "started": "2026"}
+    write_table(folders[1] / "reruns.csv", [again], list(again))
+    join(folders[0], [folders[1]])
+    assert {r["arm"]: r["outcome"] for r in read_table(folders[0] / "verified.csv")} == {"x": "changed", "y": "equal"}
+    assert read_table(folders[0] / "reruns.csv") == [again]
+
+
+@needs_git
+def test_the_side_of_a_conflict_that_keeps_its_row_keeps_its_windows(tmp_path):
+    folder = tmp_path / "results" / "t"
+    def record(loss, started):
+        "One question, recorded on either side with other numbers"
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        run = fake(tmp_path / "runs", 1, loss=loss) | {"started": started}
+        write_windows(tmp_path / "runs" / run["id"] / "windows.json.gz", {"loss": [loss]})
+        shutil.rmtree(folder, ignore_errors=True)
+        merge(folder, [run], tmp_path / "runs", [])
+        commit(tmp_path)
+        return run["id"]
+    (tmp_path / "a").touch()
+    commit(tmp_path)
+    git(tmp_path, "checkout", "-qb", "other")
+    id = record(2.0, "2031")
+    git(tmp_path, "checkout", "-q", "-")
+    record(1.0, "2030")
+    (folder / "windows" / "gone.json.gz").write_bytes(b"")
+    assert "CONFLICT" in git(tmp_path, "merge", "other", check=False) and read_windows(folder, id) == {"loss": [1.0]}
+    join(folder)
+    assert read_runs(folder)["loss"].tolist() == [2.0] and read_windows(folder, id) == {"loss": [2.0]}
+    assert [p.name for p in (folder / "windows").iterdir()] == [f"{id}.json.gz"]
 
 
 CARD = "id: c\nclaim: x\nsweep: s\nmetric: x\narm: {seed: 0}\nrule: {test: exact, n: 1, at_least: 0}\n"
