@@ -9,8 +9,11 @@ from datetime import datetime, timezone
 from functools import cache, cached_property
 from pathlib import Path
 
-from .runs import (DECIDES, ParameterError, Parameters, card_hash, digest, from_text, git, read_card, read_parameters, resolve,
-                   strict_yaml, write_synced)
+from ._files import json_digest, write_atomic
+from ._project import git
+from .runs import (
+    DECIDES, ParameterError, Parameters, card_hash, from_text, read_card, read_parameters, resolve, strict_yaml,
+)
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
 WATCHED = ("results", "experiments/claims")
@@ -151,7 +154,7 @@ def prediction(
     study = study_of(root, card["sweep"])
     scope, rule = card.get("scope") or {}, {k: v for k, v in card["rule"].items() if k != "pilot"}
     arms = [complete(root, study, scope | (w or {})) for w in (card.get("arm"), *(card.get("controls") or {}).values())]
-    return digest([card["metric"], rule, arms[0], sorted(map(str, arms[1:]))])
+    return json_digest([card["metric"], rule, arms[0], sorted(map(str, arms[1:]))])
 
 
 def _leaves(value: object, path: str = "") -> dict[str, object]:
@@ -310,4 +313,4 @@ def write_history(
     "Write the file, which only ever grows"
     text, path = as_lines(history), history.root / FILE
     old = path.read_text(encoding="utf-8") if path.exists() else ""
-    if text != old: write_synced(path, text)
+    if text != old: write_atomic(path, text)

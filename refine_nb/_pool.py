@@ -1,5 +1,5 @@
 """Worker processes that execute runs. The notebook `20_sweep` explains what they promise and shows it."""
-import ctypes, fcntl, json, logging, os, shutil, signal, sys, threading, time, traceback
+import ctypes, json, logging, os, shutil, signal, sys, time, traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from multiprocessing import active_children, get_context, resource_tracker
 from pathlib import Path
 
-from refine_nb.runs import CARRIED, REQUEST, let_go, new_attempt, publish, published, read_back, sync_tree, write_synced
+from refine_nb._files import fsync_tree, try_lock, write_atomic
+from refine_nb._signals import DeferredInterrupt, sigint_blocked
+from refine_nb.runs import CARRIED, REQUEST, let_go, new_attempt, publish, published, read_back
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 RETRIES = 2  # a run whose worker or kernel died is tried this many times more
@@ -20,40 +22,11 @@ def settle(
 ) -> None:
     "In a new worker: one thread per kernel, deaf to Ctrl-C (the driver hears it), dead when the driver dies"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see `sigint_waits`
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # blocked until here, see `sigint_blocked`
     if sys.platform == "linux": ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG
     if os.getppid() != driver: os._exit(1)  # it died before the line above
     os.environ.update(dict.fromkeys(THREADS, "1"))
     logging.getLogger("papermill").setLevel(logging.ERROR)
-
-
-class CtrlC:
-    "Ctrl-C is noted wherever it falls and raised where `check` is called; a second one is raised at once"
-
-    def __init__(self): self.noted, self.before = False, None
-
-    def __call__(self, *_):
-        if self.noted: raise KeyboardInterrupt
-        self.noted = True
-
-    def check(self):
-        if self.noted: raise KeyboardInterrupt
-
-    def __enter__(self):
-        if threading.current_thread() is threading.main_thread(): self.before = signal.signal(signal.SIGINT, self)
-        return self
-
-    def __exit__(self, kind, *_):
-        if self.before is not None: signal.signal(signal.SIGINT, self.before)
-        if kind is None: self.check()
-
-
-@contextmanager
-def sigint_waits():
-    "Ctrl-C is kept back for a moment; processes and threads started meanwhile never hear it"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try: yield
-    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -69,18 +42,6 @@ def output_to(
         for fd, old in zip((1, 2), saved):
             os.dup2(old, fd)
             os.close(old)
-
-
-@contextmanager
-def alone(
-    path: Path,  # a lock file
-):
-    "Whether this process is the only one inside for this file; the system lets go when a process ends"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: yield False
-        else: yield True
 
 
 def run_notebook(
@@ -112,7 +73,7 @@ def keep_failure(
     for path in sorted(folder.iterdir()) if folder else []:
         if not (resume and path.name in CARRIED): path.rename(kept / path.name)
     if folder and not any(folder.iterdir()): folder.rmdir()
-    write_synced(kept / "traceback.txt", text)
+    write_atomic(kept / "traceback.txt", text)
     return text
 
 
@@ -127,8 +88,8 @@ def conclude(
     found = json.loads(record.read_text(encoding="utf-8"))
     wrong = read_back(spec, found)
     if wrong: return "failed", keep_failure(runs, spec["id"], wrong, folder, resume=False)
-    sync_tree(folder)
-    write_synced(folder / "run.json", json.dumps(found, indent=1))
+    fsync_tree(folder)
+    write_atomic(folder / "run.json", json.dumps(found, indent=1))
     record.unlink()
     if not publish(folder, runs / spec["id"]):
         shutil.rmtree(folder)
@@ -144,11 +105,11 @@ def execute_one(
     "Run one notebook, once: ('ok' | 'diverged' | 'failed' | 'died' | 'already' | 'elsewhere', text)"
     from nbclient.exceptions import DeadKernelError
     runs = Path(spec["runs"])
-    with alone(runs / ".attempts" / spec["id"] / ".lock") as mine:
+    with try_lock(runs / ".attempts" / spec["id"] / ".lock") as mine:
         if published(runs / spec["id"]): return "already", ""
         if not mine: return "elsewhere", ""
         folder = new_attempt(runs, spec["id"])
-        write_synced(folder / "request.json", json.dumps(spec, indent=1))
+        write_atomic(folder / "request.json", json.dumps(spec, indent=1))
         try: return conclude(spec, folder, run_notebook(spec, folder))
         except DeadKernelError: return "died", "its kernel died"
         except Exception as error:
@@ -166,7 +127,7 @@ class Worker:
         "Start the process, and wait until it can work"
         self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=settle, initargs=(os.getpid(),))
         resource_tracker.ensure_running()  # of multiprocessing; its start would let Ctrl-C through
-        with sigint_waits(): asked = self.pool.submit(os.getpid)
+        with sigint_blocked(): asked = self.pool.submit(os.getpid)
         self.pid = asked.result()
 
     def submit(self,
@@ -208,7 +169,7 @@ def local_engine(
     "(spec, outcome, text) as runs end; a run whose worker or kernel died is tried again, up to a cap"
     queue, busy, deaths = deque(specs), {}, Counter()
     idle = [Worker() for _ in range(min(workers, len(queue)))]
-    with CtrlC() as ctrl_c:
+    with DeferredInterrupt() as ctrl_c:
         try:
             while queue or busy:
                 ctrl_c.check()

@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ._errors import unknown_name
 from .confidence import window_interval
-from .runs import Interval, bootstrap_interval, nearest
+from .runs import Interval, bootstrap_interval
 
 # %% ../nbs/15_anti_theater.ipynb #at1
 def edit_distance(
@@ -160,7 +161,7 @@ class AntiTheaterValidator:
         thresholds: Mapping[str, float] = {},  # in place of the published ones
     ):
         for name in thresholds:
-            if name not in THRESHOLDS: raise ValueError(nearest("test", name, THRESHOLDS))
+            if name not in THRESHOLDS: raise ValueError(unknown_name("test", name, THRESHOLDS))
         self.thresholds = THRESHOLDS | dict(thresholds)
 
     def __call__(self, evidence: Evidence) -> Report:

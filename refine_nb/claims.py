@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from ._errors import unknown_name
 from ._history import History, declared, read_history, study_of, utc, write_history
+from ._project import find_root
 from refine_nb.runs import (
-    CLOCKS, Interval, card_hash, find_root, mean_interval, nearest, paired_interval, read_card, read_parameters, read_runs,
+    CLOCKS, Interval, card_hash, mean_interval, paired_interval, read_card, read_parameters, read_runs,
 )
 from .statistics import (clip_interval, holm, interval_p, no_effect, paired_proportion_interval,
                                   proportion_interval, proportion_p, sign_flip_p, t_p, widen)
@@ -60,7 +62,7 @@ def check_card(
     "Refuse a card that leaves anything to be decided later"
     name = card.get("id", "a card without id")
     for field in card:
-        if field not in FIELDS: raise CardError(f"{name}: {nearest('field', field, FIELDS)}")
+        if field not in FIELDS: raise CardError(f"{name}: {unknown_name('field', field, FIELDS)}")
     missing = [f for f in ("id", "claim", "sweep", "metric", "rule") if not card.get(f)]
     if missing: raise CardError(f"{name}: {', '.join(missing)} is missing")
     for field in ("rule", "scope", "arm", "controls"):
@@ -75,9 +77,9 @@ def check_card(
 def _check_rule(name: str, rule: Mapping[str, object], controls: Mapping) -> None:
     "Refuse a rule with an unknown field or test, without a region, or that does not go with the controls"
     for field in rule:
-        if field not in RULE: raise CardError(f"{name}: rule: {nearest('field', field, RULE)}")
+        if field not in RULE: raise CardError(f"{name}: rule: {unknown_name('field', field, RULE)}")
     test = rule.get("test")
-    if test not in LEAST: raise CardError(f"{name}: rule: {nearest('test', test, LEAST)}")
+    if test not in LEAST: raise CardError(f"{name}: rule: {unknown_name('test', test, LEAST)}")
     if sum(r in rule for r in REGIONS) != 1:
         raise CardError(f"{name}: rule: exactly one of {', '.join(REGIONS)} says when the claim is true")
     _check_numbers(name, rule)
@@ -131,11 +133,11 @@ def select(
     own = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
     names, chosen = {n for p in own for n in p.split()}, range(len(table))
     for name, value in wanted.items() if len(table) else ():
-        if name not in names: raise CardError(f"{card['id']}: {nearest('parameter', name, sorted(names))}")
+        if name not in names: raise CardError(f"{card['id']}: {unknown_name('parameter', name, sorted(names))}")
         column = table[name].tolist()
         fits = {i for i, v in enumerate(column) if (v == value if value is not None else v is None or v != v)}
         if not fits:
-            raise Open(f"no run yet: {nearest(name, value, map(str, table[name].dropna().unique()))}")
+            raise Open(f"no run yet: {unknown_name(name, value, map(str, table[name].dropna().unique()))}")
         chosen = [i for i in chosen if i in fits]
     chosen = _pinned(table, [(i, own[lists[i]]) for i in chosen], card, wanted)
     if "seed" not in names: return table.iloc[chosen]
@@ -453,7 +455,7 @@ def judge(
 def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has"
     if card["metric"] not in table:
-        raise CardError(f"{card['id']}: {nearest('metric', card['metric'], sorted(table.columns))}")
+        raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], sorted(table.columns))}")
 
 def _narrow(table, metric: str):
     "A table without other metrics, which makes all that follows several times faster"

@@ -27,11 +27,12 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor, nn
 
 from ._cache import KVCache
+from ._files import jsonable, write_atomic
 from .branches import _Masked, tree_mask
 from .candidates import entropy
 from .data import Windows
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
-from .runs import Interval, plain, write_synced
+from .runs import Interval
 from .train import TrainConfig, cross_entropy, train
 from .trigram import eval_mode
 
@@ -581,7 +582,7 @@ class ConfidenceExperimentResults:
         "Write {timestamp}_results.json, whole or not at all"
         path = Path(folder) / f"{self.timestamp}_results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_synced(path, json.dumps(plain(asdict(self)), allow_nan=False))
+        write_atomic(path, json.dumps(jsonable(asdict(self)), allow_nan=False))
         return path
 
     @classmethod

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.overrides import TorchFunctionMode
 
+from ._errors import unknown_name
 from .gpt import Attention, ContextualGPT
-from .runs import nearest
 
 # %% ../nbs/13_mugrokfast.ipynb #mg1
 QUINTIC = 3.4445, -4.7750, 2.0315  # a, b, c: the steepest at zero that still stays in a band around one
@@ -171,7 +171,7 @@ class MuGrokfastConfig:
         **overrides,  # fields to change
     ) -> "MuGrokfastConfig":
         "The settings of a step: warm start or reinforcement; raises `ValueError` for another name"
-        if name not in PRESETS: raise ValueError(nearest("preset", name, PRESETS))
+        if name not in PRESETS: raise ValueError(unknown_name("preset", name, PRESETS))
         return replace(PRESETS[name], **overrides)
 
 

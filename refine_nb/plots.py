@@ -15,7 +15,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from .runs import Interval, mean_interval, nearest, paired_interval
+from ._errors import unknown_name
+from .runs import Interval, mean_interval, paired_interval
 
 # %% ../nbs/06_plots.ipynb #p06theme
 WORDS = {
@@ -53,7 +54,7 @@ def require(
     "Refuse a table that lacks a column, naming the nearest one it has"
     if table.empty: raise ValueError("the table has no rows")
     for c in columns:
-        if c not in table: raise ValueError(nearest("column", c, table))
+        if c not in table: raise ValueError(unknown_name("column", c, table))
 
 def summary_table(
     table: pd.DataFrame,  # one row a run
@@ -80,7 +81,7 @@ def paired_table(
 ) -> pd.DataFrame:
     "One row a setting, largest first: mean, low and high of its difference to the control, paired by random seed (Student t, 95 %), and n"
     require(table, "seed", by, y)
-    if control not in table[by].values: raise ValueError(nearest("setting", control, table[by].unique()))
+    if control not in table[by].values: raise ValueError(unknown_name("setting", control, table[by].unique()))
     values = {name: group.set_index("seed")[y].sort_index() for name, group in table.groupby(by, sort=False)}
     rows = {name: paired_interval(v, values[control]) for name, v in values.items() if name != control}
     return pd.DataFrame(rows.values(), index=list(rows), columns=["mean", "low", "high", "n"]).sort_values("mean", ascending=False)

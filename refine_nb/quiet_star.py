@@ -20,12 +20,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ._cache import KVCache
+from ._errors import unknown_name
 from .branches import Trunk, _as_cache, _Reading
 from .candidates import entropy
 from .confidence import ConfidenceAwareGPT
 from .gpt import ContextualGPT, GPTConfig, choose
 from .grpo import group_advantage
-from .runs import nearest
 from .trigram import eval_mode
 
 # %% ../nbs/14_quiet_star.ipynb #qs1
@@ -155,7 +155,7 @@ class ThoughtInjector:
         count: int = 1,  # places in a text, for the last three
         difficulty: Callable[[Reading], Float[Tensor, "b t"]] | None = None,  # for "difficulty": a predicted loss, for example
     ):
-        if where not in PLACES: raise ValueError(nearest("place", where, PLACES))
+        if where not in PLACES: raise ValueError(unknown_name("place", where, PLACES))
         if (where == "difficulty") != (difficulty is not None): raise ValueError(f"where {where!r} and difficulty {difficulty}: 'difficulty' needs one, and nothing else does")
         if count < 1: raise ValueError(f"count is {count}: a text without a place to think needs no injector")
         self.where, self.count, self.difficulty = where, count, difficulty
@@ -204,7 +204,7 @@ class MixingHead(nn.Module):
         kind: str = "gate",  # or "attention"
     ):
         super().__init__()
-        if kind not in MIXINGS: raise ValueError(nearest("mixing", kind, MIXINGS))
+        if kind not in MIXINGS: raise ValueError(unknown_name("mixing", kind, MIXINGS))
         self.kind = kind
         if kind == "gate": self.up, self.out = nn.Linear(2 * width, width), nn.Linear(width, 1)
         else: self.query, self.key, self.bias = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False), nn.Parameter(torch.tensor(2.0))
@@ -244,7 +244,7 @@ class QuietConfig(GPTConfig):
 
     def __post_init__(self):
         GPTConfig(*(getattr(self, f.name) for f in fields(GPTConfig)))
-        if self.mixing not in MIXINGS: raise ValueError(nearest("mixing", self.mixing, MIXINGS))
+        if self.mixing not in MIXINGS: raise ValueError(unknown_name("mixing", self.mixing, MIXINGS))
         self.thoughts.check(self, 1, self.thoughts.ahead)
 
 

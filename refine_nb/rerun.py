@@ -9,8 +9,9 @@ __all__ = ['RERUNS', 'expectation', 'spreads', 'numbers', 'rerun', 'shown']
 from collections.abc import Mapping
 from pathlib import Path
 
+from ._files import lock
 from .runs import CLOCKS, code_hash, published, read_table
-from .sweep import SweepError, as_text, cores, execute, locked, make_plan, write_table
+from .sweep import SweepError, as_text, cores, execute, make_plan, write_table
 
 # %% ../nbs/23_rerun.ipynb #r23cmp1
 RERUNS = ["id", "metric", "recorded", "here", "recorded_on", "here_on", "commit", "started"]  # columns of reruns.csv
@@ -111,7 +112,7 @@ def _lines(row: dict, record: dict, known: Mapping[str, float]) -> list[dict]:
 
 def _keep(folder: Path, lines: list[dict]) -> None:
     "Put what reruns found into reruns.csv, in place of earlier ones of the same rows here"
-    with locked(folder):
+    with lock(folder):
         new = [as_text({k: line[k] for k in RERUNS}) for line in lines]
         again = {(r["id"], r["here_on"]) for r in new}
         old = [r for r in read_table(folder / "reruns.csv") if (r["id"], r["here_on"]) not in again]

@@ -4,17 +4,15 @@
 
 # %% auto #0
 __all__ = ['IDENTITY', 'TAIL', 'CLOCKS', 'TYPES', 'PACKAGE', 'CARRIED', 'DECIDES', 'REQUEST', 'TOTALS', 'WINDOWS', 'MINE', 'TEXT',
-           'ParameterError', 'Parameters', 'nearest', 'code_cells', 'from_text', 'read_parameters', 'resolve', 'digest',
-           'run_key', 'run_id', 'code_hash', 'device_type', 'processor', 'plain', 'write_synced', 'hold', 'let_go',
-           'new_attempt', 'adopt', 'first_start', 'sync_tree', 'published', 'set_aside', 'publish', 'card_hash',
-           'strict_yaml', 'read_card', 'card_hashes', 'Interval', 'mean_interval', 'paired_interval',
-           'bootstrap_interval', 'find_root', 'find_notebook', 'git', 'provenance', 'identify', 'start_run',
-           'check_injected', 'live_values', 'check_request', 'read_back', 'Run', 'read_rows', 'write_windows',
+           'ParameterError', 'Parameters', 'code_cells', 'from_text', 'read_parameters', 'resolve', 'run_key', 'run_id',
+           'code_hash', 'device_type', 'processor', 'hold', 'let_go', 'new_attempt', 'adopt', 'first_start',
+           'published', 'set_aside', 'publish', 'card_hash', 'strict_yaml', 'read_card', 'card_hashes', 'Interval',
+           'mean_interval', 'paired_interval', 'bootstrap_interval', 'find_notebook', 'provenance', 'identify',
+           'start_run', 'check_injected', 'live_values', 'check_request', 'read_back', 'Run', 'write_windows',
            'read_windows', 'TableError', 'flat', 'unmarked', 'read_table', 'complete', 'read_runs', 'read_curves']
 
 # %% ../nbs/05_runs.ipynb #r05imp
-import ast, csv, difflib, errno, fcntl, gzip, hashlib, io, json, math, os, platform, re, shutil, socket
-import subprocess, sys, time, uuid
+import ast, csv, errno, fcntl, gzip, hashlib, io, json, math, os, platform, re, shutil, socket, sys, time, uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -26,6 +24,10 @@ from typing import NamedTuple
 
 import yaml
 from fastcore.basics import patch
+
+from ._errors import unknown_name
+from ._files import fsync_path, fsync_tree, json_digest, jsonable, read_jsonl, write_atomic
+from ._project import find_root, git
 
 # %% ../nbs/05_runs.ipynb #r05par1
 class ParameterError(ValueError):
@@ -50,16 +52,6 @@ CLOCKS = {
 }  # metrics that tell of a processor's speed: two runs of the same code differ in them
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-
-def nearest(
-    kind: str,              # what is being named: "parameter", "preset", …
-    name: object,           # the name that does not exist
-    known: Iterable[str],   # those that do
-) -> str:
-    "A sentence that names the nearest right name"
-    known = [str(k) for k in known]
-    close = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f"no {kind} {name!r}" + (f"; did you mean {close[0]!r}?" if close else "") + f" (there is {', '.join(known) or 'none'})"
 
 # %% ../nbs/05_runs.ipynb #r05par3
 def code_cells(
@@ -119,7 +111,7 @@ def read_parameters(
 def _check_preset(spec: Parameters, preset: str, values: dict) -> None:
     "A preset fills parameters that exist, have no default of their own, and take that type"
     for name, value in values.items():
-        if name not in spec.types: raise ParameterError(f"PRESETS[{preset!r}]: {nearest('parameter', name, spec.types)}")
+        if name not in spec.types: raise ParameterError(f"PRESETS[{preset!r}]: {unknown_name('parameter', name, spec.types)}")
         if spec.defaults[name] is not None: raise ParameterError(f"PRESETS[{preset!r}] sets {name!r}, which has the default {spec.defaults[name]!r}: write `{name}: {spec.types[name].__name__} = None`")
         _typed(name, value, spec.types[name])
 
@@ -130,11 +122,11 @@ def resolve(
 ) -> dict:
     "Every parameter with its typed value: explicit, else the preset's, else the default"
     for name in given:
-        if name not in spec.types: raise ParameterError(nearest("parameter", name, spec.types))
+        if name not in spec.types: raise ParameterError(unknown_name("parameter", name, spec.types))
     explicit = {n: _typed(n, v, spec.types[n]) for n, v in given.items() if v is not None}
     values = spec.defaults | explicit
     preset = values.get("preset")
-    if spec.presets and preset not in spec.presets: raise ParameterError(nearest("preset", preset, spec.presets))
+    if spec.presets and preset not in spec.presets: raise ParameterError(unknown_name("preset", preset, spec.presets))
     fill = spec.presets.get(preset, {})
     return {n: _typed(n, fill.get(n), spec.types[n]) if v is None else v for n, v in values.items()}
 
@@ -150,12 +142,6 @@ def _parse(source: str) -> ast.Module:
 PACKAGE = Path(find_spec("refine_nb").origin).parent
 
 # %% ../nbs/05_runs.ipynb #r05id6
-def digest(
-    value: object,  # anything that strict JSON can hold
-) -> str:
-    "First 16 hex digits (64 bits) of the SHA-256 of canonical JSON"
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()[:16]
-
 def run_key(
     experiment: str,                # name of the notebook
     params: dict,                   # resolved parameters
@@ -164,14 +150,14 @@ def run_key(
 ) -> str:
     "Same key, same question: notebook, parameters, corpus"
     asked = {n: f"run:{keys[v[4:]]}" if isinstance(v, str) and v.startswith("run:") else v for n, v in params.items()}
-    return digest([experiment, asked, corpus])
+    return json_digest([experiment, asked, corpus])
 
 def run_id(
     key: str,            # from `run_key`
     corpus: str | None,  # SHA-256 of the corpus
 ) -> str:
     "Same id, same question about the same text; code, machine and versions are in the record"
-    return digest([key, corpus])
+    return json_digest([key, corpus])
 
 # %% ../nbs/05_runs.ipynb #r05code1
 def code_hash(
@@ -181,7 +167,7 @@ def code_hash(
     "Hash of the notebook's code (parameters and report cells aside) and of the library's files, to the letter"
     cells = [source for source, tags in code_cells(notebook) if not tags & {"parameters", "report"}]
     files = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(package.glob("*.py"))}
-    return digest([cells, files])
+    return json_digest([cells, files])
 
 # %% ../nbs/05_runs.ipynb #r05proc1
 @cache
@@ -209,34 +195,6 @@ def _instructions(flags: set[str]) -> list[str]:
     wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"} <= flags
     own = "AVX512" if wide else "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
     return [chosen or own] + ["AMX"] * ("amx_tile" in flags)
-
-# %% ../nbs/05_runs.ipynb #r05rec1
-def plain(
-    row: Mapping[str, object],  # numbers, strings, None; 0-d tensors and numpy scalars too
-) -> dict:
-    "The row in strict JSON's types; names of values that were not finite are kept in `non_finite`"
-    row = {k: v.item() if hasattr(v, "item") else v for k, v in row.items()}
-    bad = [k for k, v in row.items() if isinstance(v, float) and not math.isfinite(v)]
-    return {k: None if k in bad else v for k, v in row.items()} | ({"non_finite": bad} if bad else {})
-
-def write_synced(
-    path: Path,  # replaced in one step
-    text: str,   # new contents
-) -> None:
-    "Write a file so that after a crash it holds the old text or the new one, whole"
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
-    _sync(path.parent)
-
-def _sync(path: Path) -> None:
-    "Make a file, or the names in a folder, durable"
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
 
 # %% ../nbs/05_runs.ipynb #r05att1
 _held: dict[Path, int] = {}  # attempt folder → open descriptor that carries our shared lock
@@ -319,7 +277,7 @@ def _carry(other: Path, folder: Path) -> None:
     "Hand what a dead attempt left to a new one; its start is copied, so that what is left behind still says its code"
     for name in CARRIED:
         if not (other / name).exists() or (folder / name).exists(): continue
-        if name == "start.json": write_synced(folder / name, (other / name).read_text(encoding="utf-8"))
+        if name == "start.json": write_atomic(folder / name, (other / name).read_text(encoding="utf-8"))
         else: (other / name).rename(folder / name)
 
 def _of_other_code(attempt: Path, code: str | None) -> bool:
@@ -340,15 +298,8 @@ def first_start(
     path = folder / "start.json"
     kept = {k: head.get(k) for k in ("commit", "dirty", "cards", "code")}
     now = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")} | kept
-    if not path.exists(): write_synced(path, json.dumps(now, indent=1))
+    if not path.exists(): write_atomic(path, json.dumps(now, indent=1))
     return json.loads(path.read_text(encoding="utf-8"))
-
-def sync_tree(
-    folder: Path,  # a complete attempt
-) -> None:
-    "Make every file of an attempt durable, before the record that vouches for them"
-    for path in (*folder.rglob("*"), folder):
-        if not path.is_symlink() and (path.is_dir() or path.is_file()): _sync(path)
 
 def published(
     target: Path,  # runs/<id>
@@ -379,7 +330,7 @@ def publish(
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
         return False
-    _sync(target.parent)
+    fsync_path(target.parent)
     return True
 
 # %% ../nbs/05_runs.ipynb #r05car1
@@ -389,7 +340,7 @@ def card_hash(
     card: Mapping[str, object],  # a claim card
 ) -> str:
     "Hash of what decides a claim; its wording is free"
-    return digest({k: card[k] for k in DECIDES if k in card})
+    return json_digest({k: card[k] for k in DECIDES if k in card})
 
 class _Loader(yaml.SafeLoader):
     "YAML in which 1e-3 is a number and a key stands once"
@@ -485,13 +436,6 @@ def bootstrap_interval(
     return Interval(float(x.mean()), float(ci.low), float(ci.high), len(x))
 
 # %% ../nbs/05_runs.ipynb #r05run1
-def find_root(
-    start: str | Path,  # a file or folder inside the project
-) -> Path | None:
-    "The nearest folder upwards that holds `experiments/`"
-    start = Path(start).resolve()
-    return next((p for p in (start, *start.parents) if (p / "experiments").is_dir()), None)
-
 def find_notebook(
     experiment: str,           # name of an experiment notebook, without .ipynb
     root: Path | None = None,  # project folder; found from the working folder, else from the library's
@@ -502,13 +446,7 @@ def find_notebook(
     for r in roots:
         if (r / "experiments" / f"{experiment}.ipynb").exists(): return r / "experiments" / f"{experiment}.ipynb"
     known = [p.stem for r in roots for p in (r / "experiments").glob("*.ipynb")]
-    raise ParameterError(nearest("experiment notebook", experiment, known))
-
-def git(root: Path, *args: str) -> str | None:
-    "What git says, or None where there is no git or no commit"
-    try: done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired): return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    raise ParameterError(unknown_name("experiment notebook", experiment, known))
 
 def provenance(
     root: Path,  # project folder
@@ -614,7 +552,7 @@ def check_injected(
     cells = _shell().history_manager.input_hist_raw if _shell() else []
     given = [t.id for source in cells if source.startswith("# Parameters\n") for node in _parse(source).body if isinstance(node, ast.Assign) for t in node.targets]
     for name in given:
-        if name not in spec.types: raise ParameterError(nearest("parameter", name, spec.types))
+        if name not in spec.types: raise ParameterError(unknown_name("parameter", name, spec.types))
 
 def live_values(
     spec: Parameters,              # what the parameters cell declares
@@ -702,7 +640,7 @@ class Run:
     ) -> None:
         "Append a row to metrics.jsonl; rows with a `val_*` key belong to the run's curve"
         if self.adopted: self.on_resume(-1)  # work began afresh: rows of the dead attempt do not count
-        row = plain(dict(row) | self._cost())
+        row = jsonable(dict(row) | self._cost())
         with open(self.rows, "a", encoding="utf-8") as f: f.write(json.dumps(row, allow_nan=False) + "\n")
         self.last = {k: v for k, v in self.last.items() if k == "_past"} | row
 
@@ -713,8 +651,8 @@ class Run:
     ) -> None:
         "Work goes on from a checkpoint of a dead attempt: keep the rows up to it, drop later ones; rows of this process stay"
         if not self.adopted: return
-        kept = [r for r in read_rows(self.rows) if r.get("step", 0) <= step]
-        write_synced(self.rows, "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
+        kept = [r for r in read_jsonl(self.rows) if r.get("step", 0) <= step]
+        write_atomic(self.rows, "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
         self.adopted, self.last = False, ({"_past": kept[-1]} | kept[-1]) if kept else {}
 
     def __enter__(self): return self
@@ -732,21 +670,12 @@ class Run:
     def __repr__(self): return f"Run({self.head['experiment']} {self.head['id']}, {self.status}, {self.params})"
 
 # %% ../nbs/05_runs.ipynb #r05run5
-def read_rows(
-    path: Path,  # a metrics.jsonl
-) -> list[dict]:
-    "Rows of a metrics file; a last line cut short by a kill is left out"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
-
 def write_windows(
     path: Path,                              # replaced in one step
     windows: Mapping[str, Sequence[float]],  # metric → one value per window
 ) -> None:
     "Keep the values behind a run's bootstrap intervals, compressed; the same values give the same bytes"
-    part = path.with_name(f".{path.name}")
-    part.write_bytes(gzip.compress(json.dumps(windows, allow_nan=False).encode(), mtime=0))
-    os.replace(part, path)
+    write_atomic(path, gzip.compress(json.dumps(windows, allow_nan=False).encode(), mtime=0))
 
 def read_windows(
     folder: str | Path,  # results/<sweep>
@@ -770,7 +699,7 @@ def finish(self: Run,
     if self.status != "running": raise RuntimeError(f"this run is {self.status} already: start_run opens a new one")
     if not self.unchanged(): raise ParameterError("a parameter was assigned again after start_run: derive a new variable instead")
     for name in totals:
-        if name not in TOTALS: raise TypeError(nearest("total", name, TOTALS))
+        if name not in TOTALS: raise TypeError(unknown_name("total", name, TOTALS))
     metrics, windows = dict(metrics), {name: [float(v) for v in values] for name, values in (windows or {}).items()}
     for name, values in windows.items():
         mean, low, high, n = bootstrap_interval(values)
@@ -783,15 +712,15 @@ def finish(self: Run,
 @patch
 def _close(self: Run, metrics: dict, totals: dict, status: str, deterministic: bool, error: str | None) -> Path:
     "Write the record last; outside a sweep, publish"
-    metrics = plain(metrics)
+    metrics = jsonable(metrics)
     totals = {field: totals.get(field, self.last.get(name)) for field, name in TOTALS.items()}
     files = sorted(str(p.relative_to(self.dir)) for p in self.dir.rglob("*") if p.is_file() and p.relative_to(self.dir).parts[0] not in MINE)
     record = self.head | {"status": status, "error": error, "non_finite": metrics.pop("non_finite", []), "metrics": metrics, "deterministic": deterministic}
     record |= totals | self._cost() | {"as_saved": self.head["as_saved"] and _as_saved(self.notebook), "files": files}
     self.status = status
     text = json.dumps(record, indent=1, allow_nan=False)
-    if not self.in_sweep: sync_tree(self.dir)  # in a sweep the worker does it, when the executed notebook is there too
-    write_synced(self.dir / ("record.json" if self.in_sweep else "run.json"), text)
+    if not self.in_sweep: fsync_tree(self.dir)  # in a sweep the worker does it, when the executed notebook is there too
+    write_atomic(self.dir / ("record.json" if self.in_sweep else "run.json"), text)
     return self.dir if self.in_sweep else self._publish()
 
 @patch
@@ -827,7 +756,7 @@ def flat(
     row |= {"corpus_name": corpus["name"], "corpus_sha256": corpus["sha256"]}
     row |= {k: get(k) for k in ("device", "processor", "threads")}
     row |= {k: get("versions", {}).get(k) for k in ("python", "torch")} | {k: get(k) for k in ("commit", "dirty", "started")}
-    return row | {"cards": digest(get("cards")) if get("cards") else None}
+    return row | {"cards": json_digest(get("cards")) if get("cards") else None}
 
 def unmarked(
     path: Path,  # a table, or cards.json
@@ -886,7 +815,7 @@ def _read_records(path: Path):
     "The records in a folder of runs as a table, those of unsaved code left out"
     import pandas as pd
     records = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(path.glob("*/run.json"))]
-    known = {digest(r["cards"]): r["cards"] for r in records if r.get("cards")}
+    known = {json_digest(r["cards"]): r["cards"] for r in records if r.get("cards")}
     return _with_cards(pd.DataFrame([flat(r) for r in records if r.get("as_saved", True)]), known)
 
 def _with_cards(table, known: Mapping[str, dict]):

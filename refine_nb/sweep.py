@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['BESIDE', 'SweepError', 'read_yaml', 'Sweep', 'expand', 'read_sweep', 'Plan', 'recorded', 'Identifier', 'make_plan',
-           'uncommitted', 'of_here', 'require', 'whole', 'check_cards', 'write_table', 'locked', 'as_text', 'merge',
-           'curve', 'sides', 'Part', 'join', 'label', 'estimates', 'show', 'last_row', 'Progress', 'waves', 'request',
-           'store', 'told', 'differing', 'say', 'execute', 'lost_need', 'clear_way', 'cores', 'run_sweep', 'summary']
+           'uncommitted', 'of_here', 'require', 'whole', 'check_cards', 'write_table', 'as_text', 'merge', 'curve',
+           'sides', 'Part', 'join', 'label', 'estimates', 'show', 'Progress', 'waves', 'request', 'store', 'told',
+           'differing', 'say', 'execute', 'lost_need', 'clear_way', 'cores', 'run_sweep', 'summary']
 
 # %% ../nbs/20_sweep.ipynb #s20imp
-import csv, fcntl, io, itertools, json, os, re, shutil, subprocess, sys, threading, time
+import csv, io, itertools, json, os, re, subprocess, sys, threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,13 @@ from statistics import mean
 from fastcore.basics import patch
 from tqdm import tqdm
 
+from ._errors import unknown_name
+from ._files import json_digest, last_jsonl_row, lock, read_jsonl, write_atomic
 from ._pool import local_engine
+from ._project import find_root, git
 from refine_nb.runs import (
-    CLOCKS, IDENTITY, TAIL, WINDOWS, ParameterError, Parameters, card_hash, code_hash, complete, digest, find_root, flat, from_text,
-    git, identify, nearest,    processor, published, read_card, read_parameters, read_rows, read_table, resolve, set_aside, strict_yaml, unmarked, write_synced,
+    CLOCKS, IDENTITY, TAIL, WINDOWS, ParameterError, Parameters, card_hash, code_hash, complete, flat, from_text,
+    identify, processor, published, read_card, read_parameters, read_table, resolve, set_aside, strict_yaml, unmarked,
 )
 
 # %% ../nbs/20_sweep.ipynb #s20read1
@@ -67,14 +70,14 @@ def read_sweep(
     if not path.is_file():
         home, name = (find_root(path) or path.parent) / "experiments" / "sweeps", path.name.removesuffix(".yaml")
         known = {p.stem: p for folder in ([path.parent, home] if bare else [path.parent]) for p in sorted(folder.glob("*.yaml"))}
-        if name not in known: raise SweepError(f"{path}: {nearest('sweep', name, known)}")
+        if name not in known: raise SweepError(f"{path}: {unknown_name('sweep', name, known)}")
         path = known[name]
     data, root = read_yaml(path), find_root(path)
     for name in data:
-        if name not in ("notebook", "defaults", "runs"): raise SweepError(f"{path}: {nearest('field', name, ('notebook', 'defaults', 'runs'))}")
+        if name not in ("notebook", "defaults", "runs"): raise SweepError(f"{path}: {unknown_name('field', name, ('notebook', 'defaults', 'runs'))}")
     if root is None: raise SweepError(f"{path}: no folder above it holds experiments/")
     notebook = root / "experiments" / f"{data.get('notebook')}.ipynb"
-    if not notebook.exists(): raise SweepError(f"{path}: {nearest('notebook', data.get('notebook'), sorted(p.stem for p in notebook.parent.glob('*.ipynb')))}")
+    if not notebook.exists(): raise SweepError(f"{path}: {unknown_name('notebook', data.get('notebook'), sorted(p.stem for p in notebook.parent.glob('*.ipynb')))}")
     if not isinstance(data.get("runs"), list) or not data["runs"]: raise SweepError(f"{path}: `runs` is a list of entries, such as - {{seed: [0, 1]}}")
     entries = [e for entry in data["runs"] for e in expand((data.get("defaults") or {}) | (entry or {}))]
     return Sweep(path.stem, root, notebook, read_parameters(notebook), entries)
@@ -191,7 +194,7 @@ def dependency(self: Identifier,
     other = self.sweep(ref["sweep"])
     where = ({"seed": seed} if seed is not None and "seed" in other.spec.types else {}) | ref["where"]
     for key in where:
-        if key not in other.spec.types: raise SweepError(f"{sweep.name}: {name}: {nearest('parameter', key, other.spec.types)}")
+        if key not in other.spec.types: raise SweepError(f"{sweep.name}: {name}: {unknown_name('parameter', key, other.spec.types)}")
     plain = [(e, resolve(other.spec, {k: v for k, v in e.items() if not isinstance(v, dict)})) for e in other.entries]
     fits = [e for e, p in plain if all(p[k] == v for k, v in where.items())]
     if len(fits) != 1: raise SweepError(f"{sweep.name}: {name}: {len(fits)} runs of {ref['sweep']!r} have {where}, exactly one must")
@@ -242,7 +245,7 @@ def _record(plan: Plan, id: str) -> dict | None:
 
 def _value(spec: Parameters, name: str, value: object) -> object:
     "What `--where` asks for; text is read as the parameters cell declares it"
-    if name not in spec.types: raise SweepError(f"--where {name}: {nearest('parameter', name, spec.types)}")
+    if name not in spec.types: raise SweepError(f"--where {name}: {unknown_name('parameter', name, spec.types)}")
     kind = spec.types[name]
     if not isinstance(value, str) or kind is str: return value
     try: return from_text(value, kind)
@@ -322,18 +325,7 @@ def write_table(
     writer = csv.DictWriter(out, header, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_synced(path, out.getvalue())
-
-@contextmanager
-def locked(
-    folder: Path,  # exists
-):
-    "Alone in a folder of results"
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally: os.close(fd)
+    write_atomic(path, out.getvalue())
 
 def _columns(rows: list[dict]) -> list[str]:
     "Identity, parameters, results by name, circumstances"
@@ -362,7 +354,7 @@ def merge(
 ) -> None:
     "Add runs to a sweep's tables; a row that stands keeps its values; without a row there is no table"
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):
+    with lock(folder):
         rows, curves = read_table(folder / "runs.csv"), read_table(folder / "curves.csv")
         sets, standing = _card_sets(folder), {r["id"]: r["started"] for r in rows}
         later = lambda r: r["id"] in set(again) and r["started"] > standing[r["id"]]
@@ -373,7 +365,7 @@ def merge(
         if not rows: return
         curves = [c for c in curves if c["id"] not in ids] + [c for r in new for c in curve(runs, r["id"])]
         for id in ids: _copy_windows(runs / id / WINDOWS, folder, id)
-        _write(folder, rows, curves, sets | {digest(r["cards"]): r["cards"] for r in new})
+        _write(folder, rows, curves, sets | {json_digest(r["cards"]): r["cards"] for r in new})
 
 def _card_sets(folder: Path) -> dict[str, dict]:
     "digest → {card id: hash} of a sweep"
@@ -386,8 +378,7 @@ def _copy_windows(source: Path, folder: Path, id: str) -> None:
     target.unlink(missing_ok=True)
     if not source.exists(): return
     target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(source, target.with_suffix(".part"))
-    os.replace(target.with_suffix(".part"), target)
+    write_atomic(target, source.read_bytes())
 
 def _write(folder: Path, rows: list[dict], curves: list[dict], sets: dict[str, dict]) -> None:
     "Write a sweep's tables, the one of rows last"
@@ -395,7 +386,7 @@ def _write(folder: Path, rows: list[dict], curves: list[dict], sets: dict[str, d
     place, known = {r["id"]: i for i, r in enumerate(rows)}, {r["cards"] for r in rows}
     curves = sorted((c for c in curves if c["id"] in place), key=lambda c: place[c["id"]])
     sets = {d: dict(sorted(s.items())) for d, s in sorted(sets.items()) if d in known}
-    if sets or (folder / "cards.json").exists(): write_synced(folder / "cards.json", json.dumps(sets, indent=0) + "\n")
+    if sets or (folder / "cards.json").exists(): write_atomic(folder / "cards.json", json.dumps(sets, indent=0) + "\n")
     write_table(folder / "curves.csv", curves, ["id", "step", *sorted({n for c in curves for n in c} - {"id", "step"})])
     write_table(folder / "runs.csv", rows, _columns(rows))
 
@@ -404,7 +395,7 @@ def curve(
     id: str,     # run id
 ) -> list[dict]:
     "A run's evaluation rows: those with a `val_*` key"
-    rows = [r for r in read_rows(runs / id / "metrics.jsonl") if any(k.startswith("val_") for k in r)]
+    rows = [r for r in read_jsonl(runs / id / "metrics.jsonl") if any(k.startswith("val_") for k in r)]
     return [as_text({"id": id} | {k: " ".join(v) if isinstance(v, list) else v for k, v in r.items()}) for r in rows]
 
 # %% ../nbs/20_sweep.ipynb #s20join1
@@ -441,7 +432,7 @@ def join(
     "Join tables by question; of two rows with the same one the later recording stays"
     for f in (folder, *others):
         if not (f / "runs.csv").exists(): raise SweepError(f"{f} holds no runs.csv")
-    with locked(folder):
+    with lock(folder):
         parts = [part for f in (folder, *others) for part in _parts(f)]
         asked = {row["experiment"] for part in parts for row in part.rows}
         if len(asked) > 1: raise SweepError(f"rows of {' and '.join(sorted(asked))}: tables of one sweep are joined, not of two")
@@ -528,16 +519,6 @@ def show(
     return "\n".join([first + (f" ({unknown} of unknown cost)" if unknown else ""), *lines])
 
 # %% ../nbs/20_sweep.ipynb #s20drive1
-def last_row(
-    path: Path,  # a metrics.jsonl, perhaps being written
-) -> dict:
-    "The last whole row, read from the end"
-    with open(path, "rb") as f:
-        f.seek(max(0, path.stat().st_size - 4096))
-        lines = f.read().split(b"\n")[:-1]
-    try: return json.loads(lines[-1]) if lines else {}
-    except json.JSONDecodeError: return {}
-
 class Progress:
     "One live bar on stderr, moved by a thread that reads the metrics of runs at work"
 
@@ -555,7 +536,7 @@ class Progress:
         for id in self.plan.todo:
             head = self.plan.head(id)
             paths = [] if id in self.ended else sorted((self.plan.runs / ".attempts" / id).glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
-            row = last_row(paths[-1]) if paths else {}
+            row = last_jsonl_row(paths[-1]) if paths else {}
             step, steps = row.get("step", 0), row.get("steps") or head["params"].get("steps")
             if paths: found.append((min(1, step / steps) if steps else 0, f"{label(head['params'], list(self.plan.heads.values()))} {step}/{steps or '?'}"))
         return found

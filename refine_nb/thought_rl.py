@@ -15,7 +15,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,17 +28,17 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ._pool import alone
+from ._errors import unknown_name
+from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
 from .branches import Trunk, branch_logits, generate
 from .candidates import entropy
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .runs import nearest, plain, write_synced
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
 from .trigram import eval_mode
@@ -327,7 +326,7 @@ class ThoughtRLConfig:
 
     def __post_init__(self):
         for name, known in (("reward", REWARDS), ("baseline", ("leave_one_out", "mean", "none")), ("kl_to", ("same_thought", "no_thought"))):
-            if getattr(self, name) not in known: raise ValueError(nearest(name, getattr(self, name), known))
+            if getattr(self, name) not in known: raise ValueError(unknown_name(name, getattr(self, name), known))
         if not 0 <= self.beta < math.inf: raise ValueError(f"beta is {self.beta}, needs a finite number, not negative")
         if self.patience < 1: raise ValueError(f"patience is {self.patience}, needs at least 1")
 
@@ -538,9 +537,8 @@ def save_model(
     if type(model) is not ContextualGPT: raise TypeError(f"a {type(model).__name__} is no thinker: they are plain ContextualGPTs with a start symbol")
     file, said = Path(file), dict(task=task, vocab=load_task(*task).vocab.chars, model=asdict(model.cfg), thoughts=asdict(thoughts))
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, part, metadata={"thinker": json.dumps(said)})
-    os.replace(part, file)
+    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
+    write_atomic(file, save(tensors, {"thinker": json.dumps(said)}))
     return file
 
 
@@ -641,7 +639,7 @@ def _belongs(folder: Path, said: dict) -> Iterator[None]:
     "Note what a folder is for and keep it for this call, and forget it if bad input ends the call before an update was kept; raises `ValueError` when it is for something else and `RuntimeError` while another call has it"
     file, model = folder / "settings.json", folder / "model.safetensors"
     if folder.exists() and not folder.is_dir(): raise ValueError(f"{folder} is a file: name a folder")
-    with alone(folder / ".in_use") as mine:
+    with try_lock(folder / ".in_use") as mine:
         if not mine: raise RuntimeError(f"{folder} is in use by another call: wait for its end, or use another folder")
         begun = file.exists()
         if not begun and (checkpoints(folder / "checkpoints") or model.exists()): raise ValueError(f"{folder} holds a run that does not say what it is: use another folder")
@@ -650,7 +648,7 @@ def _belongs(folder: Path, said: dict) -> Iterator[None]:
             except (TypeError, ValueError) as why: raise ValueError(f"{file} is damaged ({why}): use another folder") from why
             other = [f"{k}: {there.get(k)} there, {said[k]} here" for k in said if there.get(k) != json.loads(json.dumps(said[k]))]
             if other: raise ValueError(f"{folder} belongs to another run: {'; '.join(other)}. Use another folder")
-        else: write_synced(file, json.dumps(said, indent=1))
+        else: write_atomic(file, json.dumps(said, indent=1))
         try: yield
         except (TypeError, ValueError):
             if not begun and not checkpoints(folder / "checkpoints"):
@@ -757,7 +755,7 @@ def run_step2_rl(
         start = tests(judge(model)[1])
         watch = Watch(judge, objective, training.eval_every * batch, min(1000, max(1, training.steps * batch // 10)), validator and tests, lambda m: save_model(good, m, task, thoughts), training.steps * batch, [n for n in start.decided_failures if forgive and all(row.get(forgives(n), 1) for row in rows)])
         judge_last = lambda m: validate_episode(m, reference, asked, thoughts, questions[len(questions) // 2 :], seed + 1)
-        note = lambda **more: write_synced(folder / "log.json", json.dumps(dict(rows=[plain(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
+        note = lambda **more: write_atomic(folder / "log.json", json.dumps(dict(rows=[jsonable(r) for r in rows], stopped=stopped) | more, indent=1, allow_nan=False))
         try: train(model, objective, Questions(asked, batch, seed, fits, room=room), training, watch, (rows.append, *callbacks), folder / "checkpoints", optimizer=optim, progress=progress)
         except (NothingToLearn, TheaterFound) as why:
             stopped, passed = str(why), isinstance(why, NothingToLearn)
@@ -778,7 +776,7 @@ def run_step2_rl(
         if stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), reference.parameters())): stopped += "; the model is the warm start, unchanged"
         final, evidence = judge_last(kept)
         report = tests(evidence)
-        note(final=plain(final), forgiven=list(watch.forgiven), **{name: {test: plain(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
+        note(final=jsonable(final), forgiven=list(watch.forgiven), **{name: {test: jsonable(f._asdict()) for test, f in found._asdict().items()} for name, found in (("report", report), ("start", start))})
         return Reinforced(kept, rows, final, report, stopped, start)
 
 

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['ATTENTION_FLOPS', 'CHECKPOINT_FORMAT', 'LOGGED', 'cross_entropy', 'TrainConfig', 'lr_at', 'adamw', 'count_flops',
            'BadCheckpoint', 'save_checkpoint', 'checkpoints', 'read_manifest', 'load_weights', 'load_checkpoint',
-           'NonFiniteLoss', 'interrupt_later', 'update', 'train']
+           'NonFiniteLoss', 'update', 'train']
 
 # %% ../nbs/04_train.ipynb #8454cb21
-import copy, hashlib, json, math, os, shutil, signal, threading, time
+import copy, hashlib, json, math, shutil, time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
@@ -23,6 +22,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from ._files import fsync_path
+from ._signals import DeferredInterrupt
 from .gpt import PRECISIONS, set_precision
 
 # %% ../nbs/04_train.ipynb #6d5c9c13
@@ -115,13 +116,6 @@ class BadCheckpoint(ValueError):
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _sync(path: Path) -> None:
-    "Flush a file or folder to the disk"
-    handle = os.open(path, os.O_RDONLY)
-    try: os.fsync(handle)
-    finally: os.close(handle)
-
-
 def _stateful(objective, batches) -> dict[str, object]:
     "The parts of a run, beside model and optimiser, that carry a state"
     return {name: part for name, part in dict(objective=objective, batches=batches).items() if hasattr(part, "state_dict")}
@@ -164,10 +158,10 @@ def save_checkpoint(
     (part / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     manifest = dict(format=CHECKPOINT_FORMAT, step=len(rows), identity=_identity(model, optimizer, parts, cfg), files={p.name: _sha256(p) for p in sorted(part.iterdir())})
     (part / "manifest.json").write_text(json.dumps(manifest | dict(seal=_seal(manifest)), indent=1))
-    for p in [*part.iterdir(), part]: _sync(p)
+    for p in [*part.iterdir(), part]: fsync_path(p)
     if final.exists(): final.rename(final.with_name(".replaced"))
     part.rename(final)
-    _sync(Path(folder))
+    fsync_path(Path(folder))
     for old in [*checkpoints(folder)[:-keep], final.with_name(".replaced")]: shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -247,24 +241,6 @@ class NonFiniteLoss(FloatingPointError):
         self.step, self.checkpoint = step, checkpoint
 
 
-@contextmanager
-def interrupt_later():
-    "Inside, the first interrupt only sets a flag (the list becomes non-empty); the second raises as usual"
-    flag: list = []
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
-        return
-    usual = signal.getsignal(signal.SIGINT)
-
-    def note(signum, frame):
-        flag.append(signum)
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, note)
-    try: yield flag
-    finally: signal.signal(signal.SIGINT, usual)
-
-
 LOGGED = {"step", "lr", "loss", "grad_norm", "flops", "cpu_seconds"}  # by the loop, in every row
 
 
@@ -314,7 +290,7 @@ def train(
     done = rows[-1] if rows else dict(tokens=0, flops=0, cpu_seconds=0.0)
     flops = done["flops"] // max(1, len(rows))
     model.train()
-    with interrupt_later() as interrupted, tqdm(total=cfg.steps, initial=len(rows), disable=not progress, mininterval=1, unit="step") as bar:
+    with DeferredInterrupt() as interrupted, tqdm(total=cfg.steps, initial=len(rows), disable=not progress, mininterval=1, unit="step") as bar:
         for step in range(len(rows) + 1, cfg.steps + 1):
             started, group = time.process_time(), [next(batches) for _ in range(cfg.accumulate)]
             flops = flops or count_flops(model, objective, group[0]) * cfg.accumulate

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ._cache import KVCache
+from ._errors import unknown_name
 from .data import CharVocab
 from .gpt import ContextualGPT, GPTConfig
-from .runs import nearest
 from .tasks import Item
 from .train import TrainConfig
 from .trigram import eval_mode
@@ -114,7 +114,7 @@ class Refinement:
 
     def __post_init__(self):
         supervision_weights(self.supervision_weight_base, 1)
-        if self.improvement_reward not in REWARDS: raise ValueError(nearest("improvement_reward", self.improvement_reward, REWARDS))
+        if self.improvement_reward not in REWARDS: raise ValueError(unknown_name("improvement_reward", self.improvement_reward, REWARDS))
         for name in ("improvement_reward_scale", "contrastive", "curriculum"):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}, needs a finite number, not negative")
 
@@ -159,14 +159,14 @@ class TRMConfig(GPTConfig):
         **overrides,  # fields to change, those of `Recursion` and `Refinement` by their own names
     ) -> "TRMConfig":
         "A named size; raises `ValueError` for one that does not exist and for an unknown field"
-        if name not in SIZES: raise ValueError(nearest("size", name, SIZES))
+        if name not in SIZES: raise ValueError(unknown_name("size", name, SIZES))
         values = dict(n_symbols=n_symbols) | SIZES[name] | overrides
         for part, kind in (("recursion", Recursion), ("refinement", Refinement)):
             inner = {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
             values[part] = replace(values.get(part, kind()), **inner)
         known = [f.name for kind in (cls, Recursion, Refinement) for f in fields(kind)]
         for field in values:
-            if field not in known: raise ValueError(nearest("field", field, known))
+            if field not in known: raise ValueError(unknown_name("field", field, known))
         return cls(**values)
 
     @classmethod
@@ -177,7 +177,7 @@ class TRMConfig(GPTConfig):
         **overrides,  # `n_symbols`, and fields to change
     ) -> "TRMConfig":
         "A published profile: weight base, reward scale, learning rate and warm-up"
-        if name not in PROFILES: raise ValueError(nearest("refinement preset", name, PROFILES))
+        if name not in PROFILES: raise ValueError(unknown_name("refinement preset", name, PROFILES))
         return cls.preset(size, **PROFILES[name] | overrides)
 
     def training(

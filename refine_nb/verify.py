@@ -33,12 +33,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ._errors import unknown_name
+from ._files import json_digest, lock, write_atomic
+from ._project import find_root, git
 from ._verify_side import nothing, plain_python
 from refine_nb.runs import (
-    CLOCKS, PACKAGE, Parameters, code_cells, digest, find_root, from_text, git, nearest, processor, read_parameters,
-    read_table, unmarked, write_synced,
+    CLOCKS, PACKAGE, Parameters, code_cells, from_text, processor, read_parameters, read_table, unmarked,
 )
-from .sweep import cores, locked, write_table
+from .sweep import cores, write_table
 
 # %% ../nbs/22_verify.ipynb #v22arms
 class VerifyError(ValueError):
@@ -80,7 +82,7 @@ def arms_of(
     "The arms of a sweep, in the order of its table"
     groups = defaultdict(list)
     for row in read_table(root / "results" / sweep / "runs.csv"):
-        groups[digest([row["experiment"], asked(row), row["commit"]])].append(row)
+        groups[json_digest([row["experiment"], asked(row), row["commit"]])].append(row)
     seed = lambda row: int(row.get("seed") or 0)
     return [Arm(sweep, id, sorted(rows, key=seed)) for id, rows in groups.items()]
 
@@ -114,7 +116,7 @@ def typed(
 ) -> dict:
     "A row's parameters with their types; an empty one is left to its default"
     lacking = [n for n in row["parameters"].split() if n not in spec.types and row[n]]
-    if lacking: raise VerifyError(f"the notebook has {nearest('parameter', lacking[0], spec.types)}")
+    if lacking: raise VerifyError(f"the notebook has {unknown_name('parameter', lacking[0], spec.types)}")
     values = {n: row[n] for n in row["parameters"].split() if row[n]}
     return {n: from_text(v, spec.types[n]) for n, v in values.items()}
 
@@ -163,7 +165,7 @@ FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 def _define(name: str, node: ast.AST, parts: list, function: bool) -> Definition:
     "A definition made of these parts"
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-    return Definition(name, first, function, digest([canonical(p) for p in parts]), identifiers(parts))
+    return Definition(name, first, function, json_digest([canonical(p) for p in parts]), identifiers(parts))
 
 def _owner(node: FUNCTIONS) -> str:
     "`Class.` for a method that is put on a class by `@patch`"
@@ -206,7 +208,7 @@ def _imported(module: str, node: ast.stmt, alias: ast.alias) -> Definition:
     "One name that an import binds"
     where = f"{'.' * getattr(node, 'level', 0)}{getattr(node, 'module', None) or ''}:{alias.name}"
     name = "" if alias.name == "*" else f".{(alias.asname or alias.name).split('.')[0]}"
-    return Definition(f"{module}{name}", node.lineno, False, digest(where), frozenset([alias.name]), True)
+    return Definition(f"{module}{name}", node.lineno, False, json_digest(where), frozenset([alias.name]), True)
 
 # %% ../nbs/22_verify.ipynb #v22code
 WATCHES = {"_modidx", "_verify_side"}  # no part of what is verified
@@ -230,7 +232,7 @@ class Code:
         named = defaultdict(list)
         for pieces in self.pieces.values():
             for d in pieces: named[d.name].append(d.digest)
-        return {name: digest(sorted(parts)) for name, parts in named.items()}
+        return {name: json_digest(sorted(parts)) for name, parts in named.items()}
 
     def cells(self, experiment: str) -> tuple[str, frozenset]:
         "Digest of the code of an experiment, without parameters and report, and the identifiers in it"
@@ -238,7 +240,7 @@ class Code:
             path = self.root / "experiments" / f"{experiment}.ipynb"
             cells = code_cells(path) if path.exists() else []
             trees = [plain_python(s) for s, tags in cells if not tags & {"parameters", "report"}]
-            self.notebooks[experiment] = digest([canonical(t) for t in trees]), identifiers(trees)
+            self.notebooks[experiment] = json_digest([canonical(t) for t in trees]), identifiers(trees)
         return self.notebooks[experiment]
 
     def executed(self,
@@ -265,7 +267,7 @@ class Code:
         names: Iterable[str],   # of pieces
     ) -> str:
         "Digest of the pieces that a run depends on, and of its notebook"
-        return digest([self.cells(experiment)[0], [[n, self.digests.get(n)] for n in sorted(names)]])
+        return json_digest([self.cells(experiment)[0], [[n, self.digests.get(n)] for n in sorted(names)]])
 
 # %% ../nbs/22_verify.ipynb #v22tree
 def project(
@@ -344,8 +346,8 @@ def job_of(
         lost = [id for id in refs if id not in rows]
         if lost: raise VerifyError(f"run {lost[0]}, on which {arm.sweep} builds, is in no table of results/")
         needs = {id: shortened(unit.experiment, typed(rows[id], spec)) for id in refs}
-        same = {n: f"run:{digest(needs[v[4:]])}" if str(v).startswith("run:") else v for n, v in params.items()}
-        names[arm.id] = digest(same)
+        same = {n: f"run:{json_digest(needs[v[4:]])}" if str(v).startswith("run:") else v for n, v in params.items()}
+        names[arm.id] = json_digest(same)
         runs.setdefault(names[arm.id], dict(name=names[arm.id], params=params, needs=needs))
     package = package_of(tree)
     job = dict(notebook=str(notebook), scratch=str(scratch), package=str(package), watch=watch, limit=limit,
@@ -460,7 +462,7 @@ def write_executed(
     lines = ",\n".join(json.dumps([place[n] for n in sorted(s)], separators=(",", ":")) for s in sets)
     arms = json.dumps({arm: sets.index(s) for arm, s in sorted(executed.items())}, indent=0)
     text = f'{{"names": {json.dumps(names, indent=0)},\n"sets": [\n{lines}],\n"arms": {arms}}}\n'
-    write_synced(folder / "executed.json", text)
+    write_atomic(folder / "executed.json", text)
 
 def write_certificates(
     folder: Path,             # results/<sweep>
@@ -469,7 +471,7 @@ def write_certificates(
     order: list[str],         # arm ids as the sweep has them now; others are dropped
 ) -> None:
     "Merge certificates into verified.csv, and what was executed into executed.json"
-    with locked(folder):
+    with lock(folder):
         write_executed(folder, {a: s for a, s in (read_executed(folder) | dict(executed)).items() if a in order})
         rows = {r["arm"]: r for r in [*read_table(folder / "verified.csv"), *certificates] if r["arm"] in order}
         write_table(folder / "verified.csv", sorted(rows.values(), key=lambda r: order.index(r["arm"])), COLUMNS)
@@ -702,7 +704,7 @@ def since(
         for arm in [a for a in arms if a.sweep == sweep]:
             unknown += arm.id not in executed
             if arm.id not in equal: continue  # what differed before says nothing about a change
-            kind = [digest(sorted(executed[arm.id]))] if arm.experiment in rewritten else []
+            kind = [json_digest(sorted(executed[arm.id]))] if arm.experiment in rewritten else []
             touched[arm.id] = {(arm.experiment, name) for name in [*(executed[arm.id] & changed), *kind]}
     if unknown: tqdm.write(f"{unknown} arms were never run, so what they execute is not known", file=sys.stderr)
     chosen = set(cover(touched))
@@ -719,7 +721,7 @@ def verify(
     "Run every arm, shortened, with its recorded commit and with today's code, and compare; returns certificates"
     work = Verification(project(root))
     for name in sweeps:
-        if name not in work.sweeps: raise VerifyError(nearest("sweep with results", name, work.sweeps))
+        if name not in work.sweeps: raise VerifyError(unknown_name("sweep with results", name, work.sweeps))
     arms = [arm for name in sweeps or work.sweeps for arm in work.sweeps[name]]
     if changed_since: arms = since(work, changed_since, arms)
     if not again: arms = unsettled(work, arms)

@@ -178,7 +178,7 @@ def test_the_edge_of_the_region(low, high, verdict): assert decide(Interval(0.5,
     ({"rule": {"test": "paired", "at_least": 0, "seeds": [5, 6, 7, 8, 9], "n": 5}}, "seeds stands instead of n"),
     ({"rule": {"test": "windows", "at_least": 0, "seeds": list(range(100))}}, "in tests over random seeds"),
     ({"metric": "cpu_180"}, "the ratio of two contestants"),
-    ({"retired": "it displeases"}, "only cards on cpu_180"),
+    ({"retired": "it displeases"}, "only cards on times are retired"),
     ({"scope": "cpu"}, "scope is a mapping"),
     ({"controls": {"b": "b"}}, "control 'b' is a mapping"),
 ])

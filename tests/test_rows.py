@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from refine_nb.runs import bootstrap_interval, git, read_parameters, read_runs, read_table, read_windows, resolve, run_key
+from refine_nb._project import git
+from refine_nb.runs import bootstrap_interval, read_parameters, read_runs, read_table, read_windows, resolve, run_key
 from refine_nb.runs import from_text
 
 ROOT = Path(__file__).resolve().parent.parent

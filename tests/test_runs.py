@@ -8,7 +8,11 @@ import pytest
 from scipy import stats
 
 from refine_nb import runs as R
-from refine_nb.runs import ParameterError, adopt, bootstrap_interval, flat, let_go, mean_interval, new_attempt, paired_interval, publish, published, read_curves, read_rows, read_runs, run_id, run_key
+from refine_nb._files import read_jsonl
+from refine_nb.runs import (
+    ParameterError, adopt, bootstrap_interval, flat, let_go, mean_interval, new_attempt, paired_interval, publish,
+    published, read_curves, read_runs, run_id, run_key,
+)
 from toy_project import toy_cells, write_notebook
 
 
@@ -62,7 +66,7 @@ def test_a_record_says_everything(project):
     assert bootstrap_interval(windows_of(folder)["w"]) == (*(record["metrics"][f"w{end}"] for end in ("", "_low", "_high")), 150)
     assert record["files"] == ["figure.txt"] and record["deterministic"] and not record["as_saved"]
     assert {"key", "experiment", "corpus", "versions", "commit", "dirty", "device", "processor", "code", "host", "threads", "cpu_seconds", "wall_seconds", "started", "cards", "dependencies"} <= set(record)
-    assert [r["loss"] for r in read_rows(folder / "metrics.jsonl")] == [0.5, 0.5]
+    assert [r["loss"] for r in read_jsonl(folder / "metrics.jsonl")] == [0.5, 0.5]
 
 
 def test_what_finish_refuses(project):
@@ -126,17 +130,17 @@ def test_a_new_attempt_goes_on_where_a_dead_one_stopped(project):
     assert not old.exists() and (run.checkpoint_dir / "last").read_bytes() == b"c"
     run.on_resume(2)
     run({"step": 3, "loss": 30.0, "cpu_seconds": 0.1})  # a loop's own clock starts with its process, the record's does not
-    rows = read_rows(run.rows)
+    rows = read_jsonl(run.rows)
     assert [(r["step"], r["loss"]) for r in rows] == [(1, 1.0), (2, 2.0), (3, 30.0)] and rows[-1]["cpu_seconds"] >= 50
     run.on_resume(0)  # a second training in the same run starts at its own zero: rows of this process stay
-    assert len(read_rows(run.rows)) == 3
+    assert len(read_jsonl(run.rows)) == 3
 
 
 def test_an_attempt_that_starts_over_drops_adopted_rows(project):
     dead_attempt(project, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 2.0}])
     run = start(project)
     run({"step": 1, "loss": 9.0})
-    assert [(r["step"], r["loss"]) for r in read_rows(run.rows)] == [(1, 9.0)]
+    assert [(r["step"], r["loss"]) for r in read_jsonl(run.rows)] == [(1, 9.0)]
 
 
 def claim(project, at_least):
@@ -171,7 +175,7 @@ def test_an_attempt_killed_while_it_adopted_is_completed(project):
     let_go(between)
     run = start(project)
     run.on_resume(1)
-    assert (run.checkpoint_dir / "last").read_bytes() == b"c" and [r["step"] for r in read_rows(run.rows)] == [1]
+    assert (run.checkpoint_dir / "last").read_bytes() == b"c" and [r["step"] for r in read_jsonl(run.rows)] == [1]
     assert not oldest.exists() and not between.exists()
 
 
@@ -186,7 +190,7 @@ def test_what_other_code_left_in_halves_is_not_adopted(project, code):
     (between / "metrics.jsonl").rename(oldest / "metrics.jsonl")
     let_go(between)
     run = start(project)
-    assert not run.adopted and not read_rows(run.rows) and not list(run.checkpoint_dir.iterdir())
+    assert not run.adopted and not read_jsonl(run.rows) and not list(run.checkpoint_dir.iterdir())
     assert len(list((project / "runs" / ".replaced").iterdir())) == 2
 
 
@@ -301,7 +305,7 @@ def test_an_attempt_of_other_code_is_set_aside(project, monkeypatch, capsys):
     old = dead_attempt(project, [{"step": 1, "loss": 1.0}])
     monkeypatch.setattr(R, "code_hash", lambda notebook: "other")
     run = start(project)
-    assert not old.exists() and read_rows(run.rows) == [] and not run.adopted and "an unfinished attempt of other code" in capsys.readouterr().out
+    assert not old.exists() and read_jsonl(run.rows) == [] and not run.adopted and "an unfinished attempt of other code" in capsys.readouterr().out
     aside, = (project / "runs" / ".replaced").iterdir()
     assert (aside / "metrics.jsonl").exists() and aside.name.startswith(run.head["id"])
 

@@ -167,12 +167,13 @@ def test_two_drivers_share_the_work(toy):
 LOOP = '''
 import json, sys
 from pathlib import Path
-from refine_nb.runs import Run, new_attempt, digest
+from refine_nb._files import json_digest
+from refine_nb.runs import Run, new_attempt
 from refine_nb.sweep import merge
 root, start = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for i in range(start, start + 100000):
-    id = digest(i)
+    id = json_digest(i)
     head = {"id": id, "key": id, "experiment": "loop", "params": {"i": i}, "corpus": None, "dependencies": {}, "cards": {}, "as_saved": True}
     run = Run(head, new_attempt(root / "runs", id), root / "none.ipynb", lambda: True, False)
     for step in (1, 2, 3): run({"step": step, "val_x": i})

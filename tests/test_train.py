@@ -205,7 +205,7 @@ def test_foreign_checkpoints_are_refused(tmp_path):
     assert len(train(**fresh(checkpoint_every=3), checkpoint_dir=tmp_path)) == 20  # how often it is saved is free to change
 
 
-@pytest.mark.parametrize("broken, call", [("save_file", 0), ("save_file", 1), ("_sha256", 1), ("_sync", 0), ("_sync", 3), ("rename", 0)])
+@pytest.mark.parametrize("broken, call", [("save_file", 0), ("save_file", 1), ("_sha256", 1), ("fsync_path", 0), ("fsync_path", 3), ("rename", 0)])
 def test_a_failure_while_writing_a_checkpoint_leaves_the_old_one(tmp_path, monkeypatch, broken, call):
     "Each thing that writing does fails in turn; the next process finds the checkpoint before, and the same weights in the end"
     whole, calls = fresh(dropout=0.2), []

@@ -20,7 +20,7 @@ def call(*command, cwd: Path = ROOT) -> bool:
 
 def committed(files: list[Path]) -> list[Path]:
     "Those of these files that git knows, a user's own left out; all of them where there is no git"
-    from refine_nb.runs import git
+    from refine_nb._project import git
     listed = git(ROOT, "ls-files", "-z")
     names = set((listed or "").split("\0"))
     return [f for f in files if f.relative_to(ROOT).as_posix() in names] if listed else files
