@@ -35,8 +35,10 @@ def sweep(
     where: Annotated[Optional[list[str]], typer.Option(help="name=value: run only what has this value, such as seed=0; may be given several times.")] = None,
 ):
     "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
-    from refine_nb.runs import ParameterError, TableError
-    from refine_nb.sweep import SweepError, run_sweep
+    from refine_nb.parameters import ParameterError
+    from refine_nb.tables import TableError
+    from refine_nb.execute import run_sweep
+    from refine_nb.sweep import SweepError
     try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, named(where))
     except (ParameterError, SweepError, TableError) as error: raise stop(error) from None
     except KeyboardInterrupt: raise typer.Exit(130) from None
@@ -51,7 +53,8 @@ def rerun(
 ):
     "Run recorded rows again on this machine; prints recorded, here, difference, and what was to be expected."
     from refine_nb.rerun import rerun as again, shown
-    from refine_nb.runs import ParameterError, TableError
+    from refine_nb.parameters import ParameterError
+    from refine_nb.tables import TableError
     from refine_nb.sweep import SweepError
     try: table = again(file, named(where), workers)
     except (ParameterError, SweepError, TableError, ValueError) as error: raise stop(error) from None
@@ -66,7 +69,8 @@ def merge(
     others: Annotated[Optional[list[Path]], typer.Argument(help="results/NAME of other machines.")] = None,
 ):
     "Join the tables of one sweep, from other machines or from the two sides of a conflict: one row a question."
-    from refine_nb.sweep import SweepError, join
+    from refine_nb.sweep import SweepError
+    from refine_nb.tables import join
     try: before, now = join(folder, others or [])
     except SweepError as error: raise stop(error) from None
     typer.echo(f"{folder}: {now} rows, {now - before} more than before")
@@ -78,8 +82,10 @@ def claims(
     root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
 ):
     "Judge every claim card by results/ and write CLAIMS.md and the site's page."
-    from refine_nb.claims import CardError, write_claims
-    from refine_nb.runs import ParameterError, TableError
+    from refine_nb.cards import CardError
+    from refine_nb.claims import write_claims
+    from refine_nb.parameters import ParameterError
+    from refine_nb.tables import TableError
     from refine_nb.verify import certified
     try: verdicts, differ = write_claims(root, check, *certified(root))
     except (CardError, ParameterError, TableError) as error: raise stop(error) from None

@@ -1,4 +1,4 @@
-"The sentence that names the nearest right name. The notebook `05_runs` shows it."
+"The sentence that names the nearest right name. The notebook `90_parameters` shows it."
 import difflib
 from collections.abc import Iterable
 

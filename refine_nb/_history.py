@@ -11,9 +11,8 @@ from pathlib import Path
 
 from ._files import json_digest, write_atomic
 from ._project import git
-from .runs import (
-    DECIDES, ParameterError, Parameters, card_hash, from_text, read_card, read_parameters, resolve, strict_yaml,
-)
+from .cards import card_hash, DECIDES, read_card
+from .parameters import from_text, ParameterError, Parameters, read_parameters, resolve, strict_yaml
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
 WATCHED = ("results", "experiments/claims")

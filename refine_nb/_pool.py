@@ -1,4 +1,4 @@
-"""Worker processes that execute runs. The notebook `20_sweep` explains what they promise and shows it."""
+"""Worker processes that execute runs. The notebook `97_execute` explains what they promise and shows it."""
 import ctypes, json, logging, os, shutil, signal, sys, time, traceback
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refine_nb._files import fsync_tree, try_lock, write_atomic
 from refine_nb._signals import DeferredInterrupt, sigint_blocked
-from refine_nb.runs import CARRIED, REQUEST, let_go, new_attempt, publish, published, read_back
+from refine_nb._attempts import CARRIED, let_go, new_attempt, publish, published, read_back, REQUEST
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS")
 RETRIES = 2  # a run whose worker or kernel died is tried this many times more

@@ -1,4 +1,4 @@
-"Where the project is, and what its git says. The notebook `05_runs` uses both."
+"Where the project is, and what its git says. The notebook `91_provenance` uses both."
 import subprocess
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"Ctrl-C, noted now and raised where it does no harm. Training (`04_train`) and sweeps (`20_sweep`) are stopped with it."
+"Ctrl-C, noted now and raised where it does no harm. Training (`09_train`) and sweeps (`97_execute`) are stopped with it."
 import signal
 import threading
 from contextlib import contextmanager

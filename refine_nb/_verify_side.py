@@ -1,4 +1,4 @@
-"""Runs the shortened arms of one experiment in one checkout. The notebook `22_verify` explains it; `verify` starts it.
+"""Runs the shortened arms of one experiment in one checkout. The notebook `98_verify` explains it; `verify` starts it.
 
 It works inside old commits too. So it asks of their library only what a notebook asks: `start_run` and its record.
 torch is imported once; every checkout, and in it every arm, is a forked child. A crash costs one arm.
@@ -112,9 +112,10 @@ class Side:
 
     def skip_recorder(self) -> None:
         "Identities are not compared, so hashes of code, which take long, are left out where a commit has them"
-        from refine_nb import runs
+        recorder = next(import_module(f"refine_nb.{room}") for room in ("records", "runs")
+                        if (self.package / f"{room}.py").exists())
         for name, value in (("code_hash", "unhashed"), ("_edited_since_import", False), ("provenance", {})):
-            if hasattr(runs, name): setattr(runs, name, lambda *args, value=value, **kwargs: value)
+            if hasattr(recorder, name): setattr(recorder, name, lambda *args, value=value, **kwargs: value)
 
     def execute(self, name: str, tree: ast.Module) -> None:
         "Run a cell in the notebook's namespace"

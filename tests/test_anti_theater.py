@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from refine_nb.anti_theater import THRESHOLDS, AntiTheaterValidator, Evidence, ablation_test, correlation_test, divergence, divergence_test, edit_distance, pearson
-from refine_nb.runs import bootstrap_interval
+from refine_nb.statistics import bootstrap_interval
 
 
 def evidence(n, seed=0, without=0.2, with_=0.7, told=0.2):

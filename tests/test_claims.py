@@ -12,9 +12,11 @@ from conftest import ROOT
 from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
-from refine_nb.claims import (METRICS, CardError, check_card, decide, in_studies, judge, judge_all, kept, read_cards, row_states,
-                              write_claims)
-from refine_nb.runs import Interval, ParameterError, card_hash, card_hashes
+from refine_nb.cards import CardError, check_card, read_cards
+from refine_nb.claims import decide, in_studies, judge, judge_all, kept, METRICS, row_states, write_claims
+from refine_nb.cards import card_hash, card_hashes
+from refine_nb.parameters import ParameterError
+from refine_nb.statistics import Interval
 
 CARD = {"id": "c", "claim": "A is better than B.", "sweep": "s", "scope": {"preset": "cpu"}, "metric": "acc", "arm": {"model": "a"}, "controls": {"b": {"model": "b"}}, "rule": {"test": "paired", "at_least": 0.02, "n": 5}}
 FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exact", "within": [0.26, 0.28], "n": 1}}
@@ -302,7 +304,7 @@ def test_one_of_many_controls_refutes_only_beyond_luck():
 
 def test_every_metric_of_a_card_has_a_shape():
     missing = {c["metric"] for c in read_cards(ROOT / "experiments" / "claims")} - set(METRICS)
-    assert not missing, f"say in nbs/21_claims.ipynb what these can be: {missing}"
+    assert not missing, f"say in nbs/95_claims.ipynb what these can be: {missing}"
 
 
 def test_retired_cards_stay_visible(project):

@@ -39,7 +39,7 @@ from refine_nb.confidence import (
 )
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
-from refine_nb.runs import bootstrap_interval
+from refine_nb.statistics import bootstrap_interval
 from refine_nb.train import BadCheckpoint, TrainConfig, adamw, count_flops, load_weights, save_checkpoint, train, update
 from refine_nb.trigram import evaluate, score
 

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 import torch
 
-import refine_nb.runs
+import refine_nb.records
 from refine_nb.branches import Trunk
 from refine_nb.data import load_corpus
 from refine_nb.tasks import S5, split_of
@@ -21,7 +21,7 @@ def cells(name, folder, monkeypatch, until, **params):
     def start_run(experiment, live, presets, corpus=None):
         (folder / "run.json").touch()
         return SimpleNamespace(params=presets["smoke"] | {k: v for k, v in live.items() if k in known and v is not None}, dir=folder, checkpoint_dir=folder)
-    monkeypatch.setattr(refine_nb.runs, "start_run", start_run)
+    monkeypatch.setattr(refine_nb.records, "start_run", start_run)
     ns = {"display": print}
     with chdir(folder):
         for cell in nbformat.read(ROOT / f"experiments/{name}.ipynb", 4).cells:

@@ -2,8 +2,9 @@
 import pytest
 from conftest import ROOT
 
-from refine_nb.claims import read_card
-from refine_nb.runs import read_runs, resolve
+from refine_nb.cards import read_card
+from refine_nb.parameters import resolve
+from refine_nb.tables import read_runs
 from refine_nb.sweep import read_sweep
 
 SWEEPS = sorted((ROOT / "experiments/sweeps").glob("*_fresh.yaml"))

@@ -17,7 +17,7 @@ from IPython.core.inputtransformer2 import TransformerManager
 
 from refine_nb.claims import write_claims
 from refine_nb.verify import certified
-from refine_nb.runs import read_parameters
+from refine_nb.parameters import read_parameters
 
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.ipynb"))

@@ -13,7 +13,7 @@ from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, _visible_logits, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
 from refine_nb.quiet_star import Forks, QuietConfig, QuietGPT, Reading
-from refine_nb.runs import read_runs
+from refine_nb.tables import read_runs
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trm import RecursiveGPT, TRMConfig
 

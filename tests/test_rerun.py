@@ -2,8 +2,9 @@
 import pytest
 
 from refine_nb.rerun import rerun, shown, spreads
-from refine_nb.runs import read_table
-from refine_nb.sweep import SweepError, write_table
+from refine_nb.tables import read_table
+from refine_nb.sweep import SweepError
+from refine_nb.tables import write_table
 from toy_project import BODY, Toy, toy_cells, write_notebook
 
 

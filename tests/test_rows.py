@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 
 from refine_nb._project import git
-from refine_nb.runs import bootstrap_interval, read_parameters, read_runs, read_table, read_windows, resolve, run_key
-from refine_nb.runs import from_text
+from refine_nb.parameters import read_parameters, resolve
+from refine_nb.provenance import run_key
+from refine_nb.statistics import bootstrap_interval
+from refine_nb.tables import read_runs, read_table, read_windows
+from refine_nb.parameters import from_text
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sorted(p.parent.name for p in ROOT.glob("results/*/runs.csv"))

@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from refine_nb import runs as R
+from refine_nb import _attempts, cards, parameters, provenance, records, tables
 from refine_nb._files import read_jsonl
-from refine_nb.runs import (
-    ParameterError, adopt, bootstrap_interval, flat, let_go, mean_interval, new_attempt, paired_interval, publish,
-    published, read_curves, read_runs, run_id, run_key,
-)
+from refine_nb._attempts import adopt, let_go, new_attempt, publish, published
+from refine_nb.parameters import ParameterError
+from refine_nb.provenance import run_id, run_key
+from refine_nb.statistics import bootstrap_interval, mean_interval, paired_interval
+from refine_nb.tables import flat, read_curves, read_runs
 from toy_project import toy_cells, write_notebook
 
 
@@ -27,11 +28,11 @@ def test_key_and_id_see_the_question():
 
 
 def test_int_for_float_is_one_id_and_true_is_no_int(tmp_path):
-    spec = R.read_parameters(write_notebook(tmp_path / "n.ipynb", [("a = 0.5\nb: int | None = None\nc = False", ["parameters"])]))
-    assert run_key("", R.resolve(spec, {"a": 1}), None) == run_key("", R.resolve(spec, {"a": 1.0}), None)
-    assert R.resolve(spec, {"b": None}) == {"a": 0.5, "b": None, "c": False}
+    spec = parameters.read_parameters(write_notebook(tmp_path / "n.ipynb", [("a = 0.5\nb: int | None = None\nc = False", ["parameters"])]))
+    assert run_key("", parameters.resolve(spec, {"a": 1}), None) == run_key("", parameters.resolve(spec, {"a": 1.0}), None)
+    assert parameters.resolve(spec, {"b": None}) == {"a": 0.5, "b": None, "c": False}
     for given in ({"b": True}, {"c": 0}, {"a": "1"}, {"b": 2.0}):
-        with pytest.raises(ParameterError, match="is of type"): R.resolve(spec, given)
+        with pytest.raises(ParameterError, match="is of type"): parameters.resolve(spec, given)
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -44,13 +45,13 @@ def project(tmp_path):
 
 def windows_of(folder):
     "The values behind the intervals of a record"
-    return json.loads(gzip.decompress((folder / R.WINDOWS).read_bytes()))
+    return json.loads(gzip.decompress((folder / records.WINDOWS).read_bytes()))
 
 
 def start(project, **params):
     "A run of the toy experiment, recorded in this process"
     values = {"mode": "fine", "seed": 0, "steps": 4, "pause": 0.0, "warm_start": None} | params
-    return R.start_run("toy", values, root=project)
+    return records.start_run("toy", values, root=project)
 
 
 def test_a_record_says_everything(project):
@@ -80,9 +81,9 @@ def test_what_finish_refuses(project):
 
 
 def test_what_start_run_refuses(project):
-    with pytest.raises(ParameterError, match="was not given pause, warm_start"): R.start_run("toy", {"mode": "fine", "seed": 0, "steps": 4}, root=project)
-    with pytest.raises(ParameterError, match="did you mean 'toy'"): R.start_run("toi", {}, root=project)
-    with pytest.raises(ParameterError, match="PRESETS in this kernel"): R.start_run("toy", {}, presets={"cpu": {}}, root=project)
+    with pytest.raises(ParameterError, match="was not given pause, warm_start"): records.start_run("toy", {"mode": "fine", "seed": 0, "steps": 4}, root=project)
+    with pytest.raises(ParameterError, match="did you mean 'toy'"): records.start_run("toi", {}, root=project)
+    with pytest.raises(ParameterError, match="PRESETS in this kernel"): records.start_run("toy", {}, presets={"cpu": {}}, root=project)
     with pytest.raises(ParameterError, match="is not in"): start(project, warm_start="run:0123456789abcdef")
     with pytest.raises(ParameterError, match="is of type str"): start(project, seed="1")
 
@@ -148,18 +149,18 @@ def claim(project, at_least):
     folder = project / "experiments" / "claims"
     folder.mkdir(exist_ok=True)
     (folder / "c.yaml").write_text(f"id: c\nmetric: x\nrule: {{at_least: {at_least}}}\n")
-    return R.card_hashes(folder)
+    return cards.card_hashes(folder)
 
 
 def test_the_first_start_counts(project, monkeypatch):
     "A card edited between a kill and the resumption: the record keeps the hash, the time and the commit of the first start"
     first = claim(project, 1)
-    monkeypatch.setattr(R, "git", lambda root, *args: "first")
+    monkeypatch.setattr(provenance, "git", lambda root, *args: "first")
     old = dead_attempt(project, [{"step": 1}])
     began = json.loads((old / "start.json").read_text())
     (old / "start.json").write_text(json.dumps(began | {"started": "2030-01-01T00:00:00+00:00"}))
     assert claim(project, 2) != first
-    monkeypatch.setattr(R, "git", lambda root, *args: "second")
+    monkeypatch.setattr(provenance, "git", lambda root, *args: "second")
     let_go((run := start(project)).dir)
     record = json.loads((start(project).finish({"x": 1}) / "run.json").read_text())
     assert not run.dir.exists() and (record["cards"], record["commit"], record["started"]) == (first, "first", "2030-01-01T00:00:00+00:00")
@@ -186,7 +187,7 @@ def test_what_other_code_left_in_halves_is_not_adopted(project, code):
     began = json.loads((oldest / "start.json").read_text())
     (oldest / "start.json").write_text(json.dumps(began | {"code": code}))
     between = new_attempt(project / "runs", oldest.parent.name)
-    R._carry(oldest, between)
+    _attempts._carry(oldest, between)
     (between / "metrics.jsonl").rename(oldest / "metrics.jsonl")
     let_go(between)
     run = start(project)
@@ -199,13 +200,13 @@ def test_what_other_code_left_in_halves_is_not_adopted(project, code):
     ("8.0", str, "8.0"),
 ])
 def test_text_becomes_a_parameter(text, kind, value):
-    got = R.from_text(text, kind)
+    got = parameters.from_text(text, kind)
     assert got == value and type(got) is type(value)
 
 
 @pytest.mark.parametrize("text, kind", [("8.5", int), ("yes", bool), ("fast", float)])
 def test_text_that_is_no_such_parameter_is_refused(text, kind):
-    with pytest.raises(ValueError): R.from_text(text, kind)
+    with pytest.raises(ValueError): parameters.from_text(text, kind)
 
 
 def test_files_are_durable_before_the_record(project, monkeypatch):
@@ -219,7 +220,7 @@ def test_files_are_durable_before_the_record(project, monkeypatch):
     assert order[2] == max(order)
 
 
-HOLDER = "import sys, time; from pathlib import Path; from refine_nb.runs import new_attempt; f = new_attempt(Path(sys.argv[1]), 'id'); (f / 'metrics.jsonl').touch(); print(f, flush=True); time.sleep(60)"
+HOLDER = "import sys, time; from pathlib import Path; from refine_nb._attempts import new_attempt; f = new_attempt(Path(sys.argv[1]), 'id'); (f / 'metrics.jsonl').touch(); print(f, flush=True); time.sleep(60)"
 
 
 def test_a_living_attempt_is_left_alone_and_a_dead_one_is_not(tmp_path):
@@ -273,7 +274,7 @@ for cell in cells: shell.run_cell(cell, store_history=True).raise_error()
     (lambda cells: [cells[1], cells[0], cells[2]], False),
 ])
 def test_code_that_is_not_in_the_file_is_noticed(tmp_path, change, as_saved):
-    cells = ["import os\nseed = 0", "x = 1", "from refine_nb.runs import start_run\nstart_run('n', {'seed': 0}).finish({'x': x})"]
+    cells = ["import os\nseed = 0", "x = 1", "from refine_nb.records import start_run\nstart_run('n', {'seed': 0}).finish({'x': x})"]
     write_notebook(tmp_path / "experiments" / "n.ipynb", [("seed = 0", ["parameters"]), *((c, []) for c in cells)])
     done = subprocess.run([sys.executable, "-c", SHELL, json.dumps(change(cells))], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -283,15 +284,15 @@ def test_code_that_is_not_in_the_file_is_noticed(tmp_path, change, as_saved):
 
 def test_a_library_edited_under_a_living_kernel_is_noticed(monkeypatch):
     import refine_nb.data
-    newest = max(p.stat().st_mtime for p in R.PACKAGE.glob("*.py"))
-    monkeypatch.setattr(R, "_IMPORTED", newest + 1)
-    assert not R._edited_since_import()
-    monkeypatch.setattr(R, "_IMPORTED", Path(refine_nb.data.__file__).stat().st_mtime - 1)
-    assert R._edited_since_import()
+    newest = max(p.stat().st_mtime for p in provenance.PACKAGE.glob("*.py"))
+    monkeypatch.setattr(records, "_IMPORTED", newest + 1)
+    assert not records._edited_since_import()
+    monkeypatch.setattr(records, "_IMPORTED", Path(refine_nb.data.__file__).stat().st_mtime - 1)
+    assert records._edited_since_import()
 
 
 def test_a_repetition_with_other_numbers_takes_the_place(project, monkeypatch, capsys):
-    monkeypatch.setattr(R, "_as_saved", lambda notebook: True)
+    monkeypatch.setattr(records, "_as_saved", lambda notebook: True)
     def record(x): return json.loads((start(project).finish({"x": x}) / "run.json").read_text())
     first = record(1.0)
     assert record(1.0)["started"] == first["started"] and "this repetition is dropped" in capsys.readouterr().out
@@ -303,7 +304,7 @@ def test_a_repetition_with_other_numbers_takes_the_place(project, monkeypatch, c
 
 def test_an_attempt_of_other_code_is_set_aside(project, monkeypatch, capsys):
     old = dead_attempt(project, [{"step": 1, "loss": 1.0}])
-    monkeypatch.setattr(R, "code_hash", lambda notebook: "other")
+    monkeypatch.setattr(records, "code_hash", lambda notebook: "other")
     run = start(project)
     assert not old.exists() and read_jsonl(run.rows) == [] and not run.adopted and "an unfinished attempt of other code" in capsys.readouterr().out
     aside, = (project / "runs" / ".replaced").iterdir()
@@ -312,12 +313,12 @@ def test_an_attempt_of_other_code_is_set_aside(project, monkeypatch, capsys):
 
 def test_the_processor_is_told_as_torch_sees_it(monkeypatch):
     import torch
-    assert torch.backends.cpu.get_cpu_capability() in R.processor().split(", ")
+    assert torch.backends.cpu.get_cpu_capability() in provenance.processor().split(", ")
     narrow, wide = {"avx2", "fma"}, {"avx2", "fma", "avx512f", "avx512vl", "avx512bw", "avx512dq"}
     monkeypatch.delenv("ATEN_CPU_CAPABILITY", raising=False)
-    assert [R._instructions(f) for f in (set(), narrow, wide, wide | {"amx_tile"})] == [["DEFAULT"], ["AVX2"], ["AVX512"], ["AVX512", "AMX"]]
+    assert [provenance._instructions(f) for f in (set(), narrow, wide, wide | {"amx_tile"})] == [["DEFAULT"], ["AVX2"], ["AVX512"], ["AVX512", "AMX"]]
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    assert R._instructions(wide) == ["AVX2"]
+    assert provenance._instructions(wide) == ["AVX2"]
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def record(id, key, started, **params):
 def test_a_table_tells_the_cards_of_its_rows(tmp_path):
     rows = [flat(record(i, i, "2030") | {"cards": c}) for i, c in (("a", {"c": "1"}), ("b", {}))] + [flat(record("d", "d", "2030")) | {"cards": '{"c": "2"}'}]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
-    with pytest.raises(R.TableError, match="cards.json has no .*: restore it"): read_runs(tmp_path)
+    with pytest.raises(tables.TableError, match="cards.json has no .*: restore it"): read_runs(tmp_path)
     (tmp_path / "cards.json").write_text(json.dumps({rows[0]["cards"]: {"c": "1"}}))
     assert [json.loads(c) for c in read_runs(tmp_path)["cards"]] == [{"c": "1"}, {}, {"c": "2"}]
 
@@ -353,13 +354,13 @@ def test_one_row_a_key_the_latest(tmp_path):
 
 
 def test_the_columns_are_those_of_a_row():
-    assert list(flat(record("a", "1", "2030") | {"metrics": {}})) == R.IDENTITY + R.TAIL
+    assert list(flat(record("a", "1", "2030") | {"metrics": {}})) == parameters.IDENTITY + parameters.TAIL
 
 
 @pytest.mark.parametrize("name", ["device", "threads", "status", "id", "key", "started", "processor"])
 def test_a_parameter_named_like_a_column_is_refused(tmp_path, name):
     notebook = write_notebook(tmp_path / "n.ipynb", [(f"seed = 0\n{name} = 'x'", ["parameters"])])
-    with pytest.raises(ParameterError, match=f"may not be called {name}"): R.read_parameters(notebook)
+    with pytest.raises(ParameterError, match=f"may not be called {name}"): parameters.read_parameters(notebook)
 
 
 def test_a_parameter_declared_as_text_stays_text(tmp_path):

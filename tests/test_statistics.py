@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from refine_nb.runs import Interval, mean_interval
+from refine_nb.statistics import Interval, mean_interval
 from refine_nb.statistics import (clip_interval, holm, no_effect, paired_proportion_interval, proportion_interval,
                                   proportion_p, sign_flip_p, t_p)
 

@@ -3,8 +3,11 @@ import json, os, random, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
-from refine_nb.runs import ParameterError, read_curves, read_runs, read_table, read_windows, write_windows
-from refine_nb.sweep import SweepError, join, make_plan, merge, read_sweep, write_table
+from refine_nb.parameters import ParameterError
+from refine_nb.records import write_windows
+from refine_nb.tables import read_curves, read_runs, read_table, read_windows
+from refine_nb.sweep import make_plan, read_sweep, SweepError
+from refine_nb.tables import join, merge, write_table
 from refine_nb._pool import local_engine
 from toy_project import BODY, PARAMETERS, Toy, gone, kill, nap, toy_cells, worker_of, write_notebook
 
@@ -168,8 +171,9 @@ LOOP = '''
 import json, sys
 from pathlib import Path
 from refine_nb._files import json_digest
-from refine_nb.runs import Run, new_attempt
-from refine_nb.sweep import merge
+from refine_nb._attempts import new_attempt
+from refine_nb.records import Run
+from refine_nb.tables import merge
 root, start = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for i in range(start, start + 100000):
@@ -341,7 +345,7 @@ def test_an_unfinished_attempt_of_other_code_is_not_gone_on_with(toy):
 
 
 def test_the_bar_says_why_it_stands_still(toy, capsys):
-    from refine_nb.sweep import Progress
+    from refine_nb.execute import Progress
     bar = Progress(make_plan(toy.sweep("  - {seed: 0}")))
     bar.at_work = lambda: {}["steps"]
     bar.thread.start()
@@ -382,7 +386,7 @@ from pathlib import Path
 def test_a_tag_lost_after_planning_is_caught_in_the_kernel(toy):
     "papermill runs the defaults under the requested label when the tag `parameters` is gone; the run refuses"
     from refine_nb._pool import execute_one
-    from refine_nb.sweep import request
+    from refine_nb.execute import request
     plan = make_plan(toy.sweep("  - {seed: 3}"))
     spec = request(plan, plan.todo[0])
     write_notebook(toy.notebook, [(PARAMETERS, []), (BODY, [])])

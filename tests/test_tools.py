@@ -92,10 +92,10 @@ def test_sync_finds_a_module_edited_by_hand(copy, capsys):
 
 
 def test_sync_finds_a_notebook_that_is_not_clean(copy, capsys):
-    notebook = nbformat.read(copy / "nbs/06_plots.ipynb", 4)
+    notebook = nbformat.read(copy / "nbs/05_plots.ipynb", 4)
     notebook.cells[2].metadata["scrolled"] = True
-    nbformat.write(notebook, copy / "nbs/06_plots.ipynb")
-    assert not check.sync()[0] and "nbs/06_plots.ipynb" in capsys.readouterr().out
+    nbformat.write(notebook, copy / "nbs/05_plots.ipynb")
+    assert not check.sync()[0] and "nbs/05_plots.ipynb" in capsys.readouterr().out
 
 
 def opened(notebook):
@@ -106,7 +106,7 @@ def opened(notebook):
 
 
 def test_sync_takes_no_offence_at_a_notebook_that_was_only_opened(copy, capsys):
-    for file in (copy / "nbs/06_plots.ipynb", copy / "experiments/01_char_lm.ipynb"):
+    for file in (copy / "nbs/05_plots.ipynb", copy / "experiments/01_char_lm.ipynb"):
         nbformat.write(opened(nbformat.read(file, 4)), file)
     passed, _ = check.sync()
     assert passed and "nbdev-export" not in capsys.readouterr().out
@@ -116,7 +116,7 @@ def test_make_lab_saves_a_notebook_as_git_has_it(copy, monkeypatch):
     hook = re.search(r"--ContentsManager\.pre_save_hook=(\S+)", (ROOT / "Makefile").read_text())[1]
     monkeypatch.chdir(copy)  # JupyterLab runs in the folder that it shows
     manager = LargeFileManager(root_dir=str(copy), pre_save_hook=hook)
-    for name in ("nbs/06_plots.ipynb", "experiments/01_char_lm.ipynb"):
+    for name in ("nbs/05_plots.ipynb", "experiments/01_char_lm.ipynb"):
         before = (copy / name).read_bytes()
         model = manager.get(name)
         manager.save(model | {"content": opened(model["content"])}, name)

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from toy_project import write_notebook
 
-from refine_nb.runs import Parameters
+from refine_nb.parameters import Parameters
 from refine_nb.verify import Code, VerifyError, compare, cover, definitions, row_states, shortened, typed, verify
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -20,7 +20,7 @@ import torch
 
 from refine_nb.data import CharVocab, Windows, eval_windows, load_corpus, split_ids
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.runs import start_run
+from refine_nb.records import start_run
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trigram import evaluate, score
 """

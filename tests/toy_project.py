@@ -11,7 +11,7 @@ warm_start: str = None
 '''
 BODY = '''
 import json, os, signal, time
-from refine_nb.runs import start_run
+from refine_nb.records import start_run
 run = start_run("toy", globals())
 with open(os.environ["TOY_LOG"], "a") as f: f.write(run.head["id"] + "\\n")
 saved = run.checkpoint_dir / "step.json"

@@ -9,7 +9,7 @@ import matplotlib
 import pandas as pd
 
 from refine_nb.plots import limits, plot_by_corpus, settings, summary_table, theme
-from refine_nb.runs import read_runs
+from refine_nb.tables import read_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = ROOT / "build/demo"
