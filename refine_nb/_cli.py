@@ -1,4 +1,5 @@
 """The command line, `refine-nb`; modules are imported when a command needs them, so that `--help` is quick."""
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -24,6 +25,19 @@ def named(
     return {name: value for name, _, value in (w.partition("=") for w in where or [])}
 
 
+@contextmanager
+def refusing():
+    "What the library refuses ends a command with its sentence and exit code 2; Ctrl-C ends it with 130"
+    from refine_nb.cards import CardError
+    from refine_nb.parameters import ParameterError
+    from refine_nb.sweep import SweepError
+    from refine_nb.tables import TableError
+    from refine_nb.verify import VerifyError
+    try: yield
+    except (CardError, ParameterError, SweepError, TableError, VerifyError) as error: raise stop(error) from None
+    except KeyboardInterrupt: raise typer.Exit(130) from None
+
+
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep file, experiments/sweeps/NAME.yaml.")],
@@ -35,13 +49,8 @@ def sweep(
     where: Annotated[Optional[list[str]], typer.Option(help="name=value: run only what has this value, such as seed=0; may be given several times.")] = None,
 ):
     "Run what a sweep file wants and is missing; leaves results/NAME/runs.csv and curves.csv."
-    from refine_nb.parameters import ParameterError
-    from refine_nb.tables import TableError
     from refine_nb.execute import run_sweep
-    from refine_nb.sweep import SweepError
-    try: ended = run_sweep(file, workers, results, runs, refresh, dry_run, named(where))
-    except (ParameterError, SweepError, TableError) as error: raise stop(error) from None
-    except KeyboardInterrupt: raise typer.Exit(130) from None
+    with refusing(): ended = run_sweep(file, workers, results, runs, refresh, dry_run, named(where))
     if {"failed", "blocked"} & set(ended.values()): raise typer.Exit(1)
 
 
@@ -53,12 +62,7 @@ def rerun(
 ):
     "Run recorded rows again on this machine; prints recorded, here, difference, and what was to be expected."
     from refine_nb.rerun import rerun as again, shown
-    from refine_nb.parameters import ParameterError
-    from refine_nb.tables import TableError
-    from refine_nb.sweep import SweepError
-    try: table = again(file, named(where), workers)
-    except (ParameterError, SweepError, TableError, ValueError) as error: raise stop(error) from None
-    except KeyboardInterrupt: raise typer.Exit(130) from None
+    with refusing(): table = again(file, named(where), workers)
     typer.echo(shown(table))
     if table["expected"].str.startswith("DIFFERS").any(): raise typer.Exit(1)
 
@@ -69,10 +73,8 @@ def merge(
     others: Annotated[Optional[list[Path]], typer.Argument(help="results/NAME of other machines.")] = None,
 ):
     "Join the tables of one sweep, from other machines or from the two sides of a conflict: one row a question."
-    from refine_nb.sweep import SweepError
     from refine_nb.tables import join
-    try: before, now = join(folder, others or [])
-    except SweepError as error: raise stop(error) from None
+    with refusing(): before, now = join(folder, others or [])
     typer.echo(f"{folder}: {now} rows, {now - before} more than before")
 
 
@@ -82,13 +84,9 @@ def claims(
     root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
 ):
     "Judge every claim card by results/ and write CLAIMS.md and the site's page."
-    from refine_nb.cards import CardError
     from refine_nb.claims import write_claims
-    from refine_nb.parameters import ParameterError
-    from refine_nb.tables import TableError
     from refine_nb.verify import certified
-    try: verdicts, differ = write_claims(root, check, *certified(root))
-    except (CardError, ParameterError, TableError) as error: raise stop(error) from None
+    with refusing(): verdicts, differ = write_claims(root, check, *certified(root))
     for v in verdicts: typer.echo(f"{v.verdict:10}  {v.card['id']}  {v.why}")
     if differ: raise stop(ValueError(f"{', '.join(differ)} disagree with results/: run `refine-nb claims` and commit what it writes"))
 
@@ -105,12 +103,10 @@ def verify(
 ):
     "Run recorded commits and today's code, shortened, and compare every logged number; certificates go to results/NAME/verified.csv."
     from refine_nb import verify as library
-    try:
+    with refusing():
         if states: return typer.echo(library.count_states(root))
         if check: return refuse_changed(library.changed_rows(root))
         made = library.verify(sweeps or (), root, changed_since, again, workers)
-    except library.VerifyError as error: raise stop(error) from None
-    except KeyboardInterrupt: raise typer.Exit(130) from None
     typer.echo(library.summary(made))
     if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
 

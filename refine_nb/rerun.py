@@ -100,8 +100,8 @@ def _compared(plan, ids: list[str], folder: Path):
     lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, known)]
     dirty = {record["id"] for record in records if record["dirty"]}
     _keep(folder, [line for line in lines if line["id"] not in dirty])
-    told = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
-    return pd.DataFrame(told)
+    _outcome_line = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
+    return pd.DataFrame(_outcome_line)
 
 def _lines(row: dict, record: dict, known: Mapping[str, float]) -> list[dict]:
     "One line for every number that a row and its rerun both have"

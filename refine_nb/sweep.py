@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SweepError', 'read_yaml', 'Sweep', 'expand', 'read_sweep', 'Plan', 'recorded', 'Identifier', 'make_plan',
-           'uncommitted', 'of_here', 'require', 'label', 'estimates', 'show']
+           'uncommitted', 'published_record', 'label', 'estimates', 'show']
 
 # %% ../nbs/96_sweep.ipynb #s20imp
 import itertools
@@ -221,7 +221,7 @@ def make_plan(
     plan.again = set(plan.asked) if refresh else set()
     for id, head in plan.heads.items():
         stands = _stands(plan, id)
-        if id in plan.asked and not stands: require(plan, id, head)
+        if id in plan.asked and not stands: _add_with_needs(plan, id, head)
         elif not stands: plan.left.append(id)
     return plan
 
@@ -232,7 +232,7 @@ def uncommitted(
     said = git(root, "status", "--porcelain", "--", "experiments/*.ipynb", "refine_nb") or ""
     return [line.split(maxsplit=1)[1] for line in said.splitlines()]
 
-def _record(plan: Plan, id: str) -> dict | None:
+def published_record(plan: Plan, id: str) -> dict | None:
     "A published record, if it counts: what code gave that no commit holds does not go into the project's results/"
     record = published(plan.runs / id)
     foreign = record and plan.recorded and record["dirty"] and record.get("code") != plan.code(id)
@@ -259,18 +259,18 @@ def _asked(plan: Plan, where: Mapping[str, object]) -> set[str]:
 
 def _stands(plan: Plan, id: str) -> bool:
     "Whether a run needs no execution: it has a row or a record, of this commit and processor where it is to be repeated"
-    row, record = plan.rows.get(id), _record(plan, id)
+    row, record = plan.rows.get(id), published_record(plan, id)
     if id not in plan.again: return bool(row and row["status"] in ("ok", "diverged")) or bool(record)
-    return any(of_here(plan.commit, r) for r in (row, record and as_text(flat(record))) if r)
+    return any(_of_here(plan.commit, r) for r in (row, record and as_text(flat(record))) if r)
 
-def of_here(
+def _of_here(
     commit: str | None,  # of now; None where code is not committed
     row: dict,           # as text
 ) -> bool:
     "Whether a row was recorded with the committed code of now, on a processor like this one"
     return row["commit"] == commit and row["dirty"] == "False" and row["processor"] == processor()
 
-def require(
+def _add_with_needs(
     plan: Plan,  # gets the run and what it builds on
     id: str,     # a run that is missing
     head: dict,  # its head
@@ -278,7 +278,7 @@ def require(
     "Put a run on the list, before it the runs it builds on whose artefacts are gone"
     for need, (name, other) in head["needs"].items():
         plan.others[need] = name, other
-        if need not in plan.todo and not whole(plan.runs / need): require(plan, need, other)
+        if need not in plan.todo and not whole(plan.runs / need): _add_with_needs(plan, need, other)
     if id not in plan.todo: plan.todo.append(id)
 
 # %% ../nbs/96_sweep.ipynb #s20cost1
@@ -314,7 +314,7 @@ def show(
         name, head = (plan.sweep.name, plan.heads[id]) if id in plan.heads else plan.others[id]
         own = label(head["params"], heads) if id in plan.heads else f"for {name}: {head['params']}"
         lines.append(f"  to run  {id}  {own}  " + (f"about {costs[id]:.0f} CPU-s" if costs[id] is not None else "cost unknown"))
-    elsewhere = sum(not of_here(plan.commit, plan.rows[id]) for id in done if id in plan.rows)
+    elsewhere = sum(not _of_here(plan.commit, plan.rows[id]) for id in done if id in plan.rows)
     if elsewhere:
         lines.append(f"  {elsewhere} of the {len(done)} done were recorded at another commit or on another processor "
                      "(`refine-nb verify`: does today's code still give them? --refresh repeats them)")

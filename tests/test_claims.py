@@ -13,13 +13,13 @@ from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
 from refine_nb.cards import CardError, check_card, read_cards
-from refine_nb.claims import decide, in_studies, judge, judge_all, kept, METRICS, row_states, write_claims
+from refine_nb.claims import decide, _in_studies, judge, judge_all, kept, _METRICS, row_states, write_claims
 from refine_nb.cards import card_hash, card_hashes
 from refine_nb.parameters import ParameterError
 from refine_nb.statistics import Interval
 
 CARD = {"id": "c", "claim": "A is better than B.", "sweep": "s", "scope": {"preset": "cpu"}, "metric": "acc", "arm": {"model": "a"}, "controls": {"b": {"model": "b"}}, "rule": {"test": "paired", "at_least": 0.02, "n": 5}}
-FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exact", "within": [0.26, 0.28], "n": 1}}
+_FIXED = CARD | {"arm": {"model": "count"}, "controls": {}, "rule": {"test": "exact", "within": [0.26, 0.28], "n": 1}}
 
 
 def rows(model, values, deterministic=False, card=CARD, **more):
@@ -89,8 +89,8 @@ def test_one_seed_counts_once():
     "Rows of before and after a parameter was added: two runs of every seed"
     twice = pd.DataFrame(clear() + [r | {"id": r["id"] + "old", "key": r["key"] + "old"} for r in clear()])
     with pytest.raises(CardError, match="more than one run with the random seed 0"): judge(CARD, twice)
-    from refine_nb.claims import seed_values
-    with pytest.raises(CardError, match="more than one run with the random seed 0"): seed_values(twice[twice["model"] == "a"].set_index("seed"), CARD)
+    from refine_nb.claims import _seed_values
+    with pytest.raises(CardError, match="more than one run with the random seed 0"): _seed_values(twice[twice["model"] == "a"].set_index("seed"), CARD)
 
 
 def test_only_parameters_select():
@@ -129,20 +129,20 @@ def test_each_random_seed_may_build_on_a_run_of_its_own():
     ({"test": "windows", "at_least": 0.3, "n": 300}, "open"),
 ])
 def test_a_deterministic_method_is_judged_without_seeds(rule, verdict):
-    card = FIXED | {"rule": rule}
+    card = _FIXED | {"rule": rule}
     assert judge(card, pd.DataFrame(rows("count", [0.27], True, card))).verdict == verdict
 
 
 def test_two_deterministic_methods_differ_by_the_worst_case():
-    card = FIXED | {"rule": {"test": "windows", "at_least": 0.0, "n": 100}, "controls": {"other": {"model": "other"}}}
+    card = _FIXED | {"rule": {"test": "windows", "at_least": 0.0, "n": 100}, "controls": {"other": {"model": "other"}}}
     for gap, verdict in ((0.05, "reproduced"), (0.03, "open"), (-0.05, "refuted")):
         assert judge(card, pd.DataFrame(rows("count", [0.5 + gap], True, card) + rows("other", [0.5], True, card))).verdict == verdict
 
 
 def test_pseudo_evidence_is_refused():
     with pytest.raises(CardError, match="random seeds are no evidence"): judge(CARD, pd.DataFrame(rows("a", [0.9] * 5, True) + rows("b", B)))
-    with pytest.raises(CardError, match="depend on their random seed"): judge(FIXED, pd.DataFrame(rows("count", [0.27], False, FIXED)))
-    with pytest.raises(CardError, match="differs between random seeds"): judge(FIXED, pd.DataFrame(rows("count", [0.27, 0.271], True, FIXED)))
+    with pytest.raises(CardError, match="depend on their random seed"): judge(_FIXED, pd.DataFrame(rows("count", [0.27], False, _FIXED)))
+    with pytest.raises(CardError, match="differs between random seeds"): judge(_FIXED, pd.DataFrame(rows("count", [0.27, 0.271], True, _FIXED)))
 
 
 def test_a_learner_against_a_fixed_bar():
@@ -303,7 +303,7 @@ def test_one_of_many_controls_refutes_only_beyond_luck():
 
 
 def test_every_metric_of_a_card_has_a_shape():
-    missing = {c["metric"] for c in read_cards(ROOT / "experiments" / "claims")} - set(METRICS)
+    missing = {c["metric"] for c in read_cards(ROOT / "experiments" / "claims")} - set(_METRICS)
     assert not missing, f"say in nbs/95_claims.ipynb what these can be: {missing}"
 
 
@@ -317,8 +317,8 @@ def test_retired_cards_stay_visible(project):
 
 def test_holm_in_the_study():
     verdicts = {str(i): judge(CARD, pd.DataFrame(clear())) for i in range(2)}
-    alone = in_studies(verdicts, {"0": "x", "1": "y"})["0"]
-    both = in_studies(verdicts, {"0": "x", "1": "x"})["0"]
+    alone = _in_studies(verdicts, {"0": "x", "1": "y"})["0"]
+    both = _in_studies(verdicts, {"0": "x", "1": "x"})["0"]
     assert alone.holm == alone.p < 0.025 and both.holm == 2 * alone.p and kept(both).startswith("kept")
 
 

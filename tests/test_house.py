@@ -274,3 +274,55 @@ def test_readme_lists_every_notebook():
     text = (ROOT / "README.md").read_text()
     missing = [path.name for path in COMPONENTS if f"(nbs/{path.name})" not in text]
     assert not missing, f"not in the reading order of nbs/index.ipynb: {missing}"
+
+
+# The rooms
+
+PUBLIC, LINES = 12, 450  # names in a room's `__all__`; lines of a module
+MORE_NAMES = {"data": 23, "claims": 25, "sweep": 14, "tables": 14, "verify": 23, "statistics": 14, "plots": 14, "gpt": 14, "train": 17, "tasks": 27, "grpo": 15,
+              "trm": 27, "confidence": 31,
+              "quiet_star": 21, "anti_theater": 14, "thought_rl": 40}
+MORE_LINES = {"tasks": 752, "trm": 456, "confidence": 632, "thought_rl": 813, "claims": 599, "verify": 805}  # both may only shrink
+
+
+def rooms() -> dict[str, ast.Module]:
+    "module → its code, for every module that is written or exported"
+    files = [f for f in sorted((ROOT / "refine_nb").glob("*.py")) if f.stem not in ("__init__", "_modidx")]
+    return {f.stem: ast.parse(f.read_text()) for f in files}
+
+
+def library_imports(tree: ast.Module) -> set[str]:
+    "Modules of the library that a module imports, wherever in it"
+    found = {n.module.removeprefix("refine_nb").strip(".") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module
+             and (n.level or n.module.startswith("refine_nb"))}
+    return found - {""}
+
+
+def public(tree: ast.Module) -> int:
+    "How many names a module exports"
+    lists = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "__all__"]
+    return sum(len(names.elts) for names in lists)
+
+
+@pytest.mark.parametrize("size, most, exceptions", [
+    (lambda name, tree: public(tree), PUBLIC, MORE_NAMES),
+    (lambda name, tree: len((ROOT / f"refine_nb/{name}.py").read_text().splitlines()), LINES, MORE_LINES),
+], ids=["names", "lines"])
+def test_no_room_grows_too_large(size, most, exceptions):
+    sizes = {name: size(name, tree) for name, tree in rooms().items()}
+    large = {name: n for name, n in sizes.items() if n > exceptions.get(name, most)}
+    assert not large, f"more than {most}: {large}"
+    shrunk = {name: sizes.get(name, 0) for name, n in exceptions.items() if sizes.get(name, 0) < n}
+    assert not shrunk, f"smaller now, so the exceptions shrink too: {shrunk}"
+
+
+def test_no_room_imports_a_later_one_and_none_in_a_circle():
+    number = {re.search(r"#\| default_exp (\w+)", "".join(c.source for c in code_cells(path)))[1]: int(path.stem[:2]) for path in COMPONENTS}
+    arrows = {name: library_imports(tree) for name, tree in rooms().items()}
+    up = [f"{name} imports {other}" for name, others in arrows.items() for other in others
+          if name in number and number.get(other, 0) >= number[name]]
+    assert not up
+    left = dict(arrows)
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free: del left[name]
+    assert not left, f"in a circle: {sorted(left)}"

@@ -3,9 +3,10 @@ import json, os, random, shutil, signal, subprocess, sys, threading, time
 
 import pytest
 
+from refine_nb.cards import CardError
 from refine_nb.parameters import ParameterError
 from refine_nb.records import write_windows
-from refine_nb.tables import read_curves, read_runs, read_table, read_windows
+from refine_nb.tables import TableError, read_curves, read_runs, read_table, read_windows
 from refine_nb.sweep import make_plan, read_sweep, SweepError
 from refine_nb.tables import join, merge, write_table
 from refine_nb._pool import local_engine
@@ -345,8 +346,8 @@ def test_an_unfinished_attempt_of_other_code_is_not_gone_on_with(toy):
 
 
 def test_the_bar_says_why_it_stands_still(toy, capsys):
-    from refine_nb.execute import Progress
-    bar = Progress(make_plan(toy.sweep("  - {seed: 0}")))
+    from refine_nb.execute import _Progress
+    bar = _Progress(make_plan(toy.sweep("  - {seed: 0}")))
     bar.at_work = lambda: {}["steps"]
     bar.thread.start()
     bar.thread.join(5)
@@ -386,9 +387,9 @@ from pathlib import Path
 def test_a_tag_lost_after_planning_is_caught_in_the_kernel(toy):
     "papermill runs the defaults under the requested label when the tag `parameters` is gone; the run refuses"
     from refine_nb._pool import execute_one
-    from refine_nb.execute import request
+    from refine_nb.execute import _worker_spec
     plan = make_plan(toy.sweep("  - {seed: 3}"))
-    spec = request(plan, plan.todo[0])
+    spec = _worker_spec(plan, plan.todo[0])
     write_notebook(toy.notebook, [(PARAMETERS, []), (BODY, [])])
     os.environ["TOY_LOG"] = str(toy.log)
     outcome, text = execute_one(spec)
@@ -527,7 +528,7 @@ def test_cards_of_a_sweep_that_is_built_on_must_be_committed_too(toy):
     assert len(make_plan(sweep).todo) == 2
     (toy.root / "experiments" / "claims").mkdir()
     (toy.root / "experiments" / "claims" / "c.yaml").write_text("id: c\nclaim: words\nsweep: base\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
-    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+    with pytest.raises(CardError, match="card c differs"): make_plan(sweep)
 
 
 @needs_git
@@ -542,10 +543,10 @@ def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
     card.write_text(card.read_text().replace("words", "other words"))
     assert len(make_plan(sweep).todo) == 1
     card.write_text(card.read_text().replace("at_least: 1", "at_least: 2"))
-    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+    with pytest.raises(CardError, match="card c differs"): make_plan(sweep)
     assert len(make_plan(sweep, results=tmp_path_factory.mktemp("results")).todo) == 1
     card.unlink()
-    with pytest.raises(SweepError, match="card c differs"): make_plan(sweep)
+    with pytest.raises(CardError, match="card c differs"): make_plan(sweep)
     card.write_text("claim: without a name\n")
     with pytest.raises(ParameterError, match="c.yaml: a claim card is a mapping"): make_plan(sweep)
 
@@ -604,9 +605,9 @@ def test_machines_share_a_sweep_and_join_their_tables(tmp_path):
     table = read_runs(tmp_path / "a")
     assert table["loss"].tolist() == [1.0, 2.0, 4.0] and json.loads(table["cards"][2]) == {"c": "1"}
     assert read_windows(tmp_path / "a", there["id"]) == {"loss": [1.0]} and len(read_curves(tmp_path / "a")) == 3
-    with pytest.raises(SweepError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
+    with pytest.raises(TableError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
     merge(tmp_path / "d", [both | {"id": "d", "key": "d", "experiment": "other"}], tmp_path / "runs", [])
-    with pytest.raises(SweepError, match="tables of one sweep"): join(tmp_path / "a", [tmp_path / "d"])
+    with pytest.raises(TableError, match="tables of one sweep"): join(tmp_path / "a", [tmp_path / "d"])
 
 
 def test_certificates_and_reruns_are_joined_the_later_one_stays(tmp_path):

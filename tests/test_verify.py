@@ -102,7 +102,7 @@ def test_refactorings_that_change_no_number_are_equal(project):
 
 PLANTED = [("train", "betas=(0.9, 0.95)", "betas=(0.9, 0.999)", "grad_norm", "train.adamw"),
            ("data", "return ids.unfold(0, con", "return ids[1:].unfold(0, con", "val_loss", "data.eval_windows"),
-           ("runs", 'method="BCa"', 'method="percentile"', "val_loss_low", "runs.bootstrap_interval")]
+           ("statistics", 'method="BCa"', 'method="percentile"', "val_loss_low", "statistics.bootstrap_interval")]
 
 
 @needs_git
