@@ -101,7 +101,7 @@ def read_text(
     "The text of a UTF-8 file; raises `FileNotFoundError`, or `ValueError` for undecodable bytes and for an empty file"
     path = Path(path).expanduser()
     if not path.is_file(): raise FileNotFoundError(f"no text file at {path}")
-    try: text = path.read_bytes().decode("utf-8")
+    try: text = path.read_bytes().decode("utf-8-sig")  # without the mark that some editors put first
     except UnicodeDecodeError as e:
         raise ValueError(f"{path} is not UTF-8: byte 0x{e.object[e.start]:02x} at position {e.start}; convert it first (for example `iconv -f latin1 -t utf-8`)") from e
     if not text: raise ValueError(f"{path} is empty")
@@ -191,7 +191,7 @@ def from_datasets(
     limit: int | None = None,  # rows to take, all by default
     **kwargs,  # for `datasets.load_dataset`
 ) -> str:
-    "One column of a `datasets` set, rows joined by a blank line; raises `KeyError` for a column that is not there"
+    "One column of a `datasets` set, rows joined by a blank line, empty ones left out; raises `KeyError`, `ValueError` for no text"
     import datasets
 
     bars = datasets.are_progress_bars_disabled() or "data_files" not in kwargs  # a bar for downloads, none for local files
@@ -200,7 +200,9 @@ def from_datasets(
     finally:
         if not bars: datasets.enable_progress_bars()
     if column not in rows.column_names: raise KeyError(f"{name} has no column {column!r}, only {rows.column_names}")
-    return "\n\n".join(itertools.islice(rows[column], limit))
+    text = "\n\n".join(row for row in itertools.islice(rows[column], limit) if row is not None)
+    if not text: raise ValueError(f"{name}, column {column!r}, holds no text in its first {len(rows) if limit is None else limit} rows")
+    return text
 
 
 def tinyshakespeare() -> Corpus:
@@ -330,18 +332,19 @@ def auto() -> Corpus:
 
 
 def load_corpus(
-    name: str | Path,  # "tinyshakespeare", "pydocs", "markov", "auto", "hf:DATASET", or the path of a .txt file
+    name: str | Path,  # "tinyshakespeare", "pydocs", "markov", "auto", "hf:DATASET", or the path of a .txt or .md file
     **kwargs,  # for `markov` (n, seed, MarkovSource's fields) or `from_datasets` (column, split, limit, …)
 ) -> Corpus:
     "A corpus by name or path; raises `ValueError` for a name that is neither"
     name = str(name)
+    if name == "hf:": raise ValueError("'hf:' names no data set: write hf:NAME, such as hf:wikitext")
     if name.startswith("hf:"): return Corpus(name, from_datasets(name[3:], **kwargs), "Hugging Face datasets")
     if name == "markov": return markov(**kwargs)
     if kwargs: raise ValueError(f"corpus {name!r} takes no settings, got {', '.join(kwargs)}")
     if name == "auto": return auto()
     if name in CORPORA: return CORPORA[name]()
-    if name.endswith(".txt"): return Corpus(f"file:{Path(name).stem}", read_text(name), "local file")
-    raise ValueError(f"{name!r} is no corpus: give one of {', '.join([*CORPORA, 'auto'])}, hf:DATASET, or the path of a .txt file")
+    if Path(name).suffix.lower() in (".txt", ".md"): return Corpus(f"file:{Path(name).stem}", read_text(name), "local file")
+    raise ValueError(f"{name!r} is no corpus: give one of {', '.join([*CORPORA, 'auto'])}, hf:DATASET, or the path of a .txt or .md file")
 
 # %% ../nbs/01_data.ipynb #412908cd
 STAGES = {"tune": (0.8, 0.9), "report": (0.9, 1.0)}

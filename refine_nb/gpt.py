@@ -179,7 +179,11 @@ class ContextualGPT(nn.Module):
         start = cache.length if cache is not None else 0
         if start + ids.shape[1] > self.cfg.context:
             raise ValueError(f"{start} + {ids.shape[1]} characters do not fit a context of {self.cfg.context}: shorten the window, or use `sample`, which moves it")
-        x = self.token(ids) + self.position.weight[start : start + ids.shape[1]]
+        try: x = self.token(ids)
+        except IndexError:
+            raise ValueError(f"ids {ids.min().item()} … {ids.max().item()} are not all among the model's {self.cfg.n_symbols} symbols: "
+                             "build it on the text's vocabulary") from None
+        x = x + self.position.weight[start : start + ids.shape[1]]
         if self.ngram is not None: x = x + self.ngram(ids, cache.ids if cache is not None else None)
         return F.dropout(x, self.cfg.dropout, self.training) if self.cfg.dropout else x
 
@@ -215,8 +219,10 @@ def choose(
     top_k: int | None = None,  # choose among the k likeliest only
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "b"]:
-    "Draw one character per row"
+    "Draw one character per row; raises `ValueError` for a negative temperature"
+    if not temperature >= 0: raise ValueError(f"temperature is {temperature}, must not be negative (0 is the likeliest)")
     if temperature == 0: return logits.argmax(-1)
+    if temperature < 1e-3: logits = logits - logits.amax(-1, keepdim=True)  # or the quotient overflows
     logits = logits / temperature
     if top_k is not None:
         best = logits.topk(min(top_k, logits.shape[-1]))

@@ -99,6 +99,18 @@ def _visible_logits(
     return logits.masked_fill_(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
 
 
+class _OwnHook:
+    "A hook of one model: in a deep copy, or in a model that was pickled, it does nothing"
+
+    def __init__(self, call: Callable | None = None): self.call = call
+
+    def __call__(self, *args): return self.call(*args) if self.call else None
+
+    def __deepcopy__(self, memo) -> "_OwnHook": return _OwnHook()
+
+    def __reduce__(self): return _OwnHook, ()
+
+
 class LogitWatch:
     "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches; it stays on the model, so make one for each; raises `ValueError` for a model without attention"
 
@@ -106,8 +118,8 @@ class LogitWatch:
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
         if not self.attentions: raise ValueError(f"a {type(model).__name__} has no attention whose logits could be clipped: use qk_clip_threshold=0")
         for i, attention in enumerate(self.attentions):
-            attention.register_forward_pre_hook(lambda module, args, i=i: self.begin(i, module))
-            attention.register_forward_hook(lambda module, args, out: self.end(), always_call=True)  # no bound methods: a deep copy of the model would copy the watch
+            attention.register_forward_pre_hook(_OwnHook(lambda module, args, i=i: self.begin(i, module)))
+            attention.register_forward_hook(_OwnHook(lambda module, args, out: self.end()), always_call=True)
         self.looking = ExitStack()
         self.reset()
 
@@ -203,12 +215,16 @@ class MuGrokfast(torch.optim.Optimizer):
         self.max_logit, self.n_clipped = math.nan, 0  # of the last step, before the clip
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self,
+        closure: Callable | None = None,  # computes the loss and its gradient anew, as in torch
+    ) -> object:                          # what the closure returned
         "Update every parameter that has a gradient, then clip"
+        with torch.enable_grad(): loss = closure() if closure is not None else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
             if params: getattr(self, group["rule"])(params, group["lr"] * group["ratio"], group["weight_decay"])
         if self.watch: self.clip()
+        return loss
 
     def kept(self, p: nn.Parameter, *names: str) -> list[Tensor]:
         "State of a parameter, zero at first"

@@ -52,10 +52,15 @@ class TrainConfig:
     checkpoint_every: int = 500  # steps between checkpoints
 
     def __post_init__(self):
+        whole = ("steps", "accumulate", "eval_every", "checkpoint_every", "warmup")
+        for name in whole:
+            if getattr(self, name) != int(getattr(self, name)): raise ValueError(f"{name} is {getattr(self, name)}, needs a whole number")
         for name in ("steps", "accumulate", "eval_every", "checkpoint_every", "lr", "clip"):
             if not getattr(self, name) > 0: raise ValueError(f"{name} is {getattr(self, name)}, needs to be positive")
         for name in ("warmup", "final_lr", "weight_decay"):
-            if getattr(self, name) < 0: raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+            if not getattr(self, name) >= 0: raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
+        for name in ("lr", "final_lr", "weight_decay"):
+            if not math.isfinite(getattr(self, name)): raise ValueError(f"{name} is {getattr(self, name)}, needs a finite number")
         if self.precision not in PRECISIONS: raise ValueError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}")
 
 
@@ -114,6 +119,15 @@ class BadCheckpoint(ValueError):
 
 
 def _sha256(path: Path) -> str: return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _check_savable(model: nn.Module) -> None:
+    "Raises `ValueError` where two names hold one tensor, which a checkpoint would refuse at the first save"
+    places: dict[int, str] = {}
+    for name, tensor in model.state_dict().items():
+        first = places.setdefault(tensor.untyped_storage().data_ptr(), name)
+        if first != name and tensor.numel():
+            raise ValueError(f"{first} and {name} share one tensor, and a checkpoint holds each once: untie them, or train without checkpoint_dir")
 
 
 def _stateful(objective, batches) -> dict[str, object]:
@@ -280,6 +294,7 @@ def train(
     progress: bool = True,  # show a bar
 ) -> list[dict]:  # one row per step
     "Train; raises `NonFiniteLoss`, `BadCheckpoint`, and `KeyboardInterrupt` after saving"
+    if checkpoint_dir: _check_savable(model)
     set_precision(model, cfg.precision)
     optimizer, parts, rows = optimizer or adamw(model, cfg), _stateful(objective, batches), []
     found = checkpoints(checkpoint_dir) if checkpoint_dir else []

@@ -160,7 +160,8 @@ class TRMConfig(GPTConfig):
     ) -> "TRMConfig":
         "A named size; raises `ValueError` for one that does not exist and for an unknown field"
         if name not in SIZES: raise ValueError(unknown_name("size", name, SIZES))
-        values = dict(n_symbols=n_symbols) | SIZES[name] | overrides
+        whole = [f.name for part, kind in (("recursion", Recursion), ("refinement", Refinement)) if part in overrides for f in fields(kind)]
+        values = dict(n_symbols=n_symbols) | {k: v for k, v in SIZES[name].items() if k not in whole} | overrides
         for part, kind in (("recursion", Recursion), ("refinement", Refinement)):
             inner = {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
             values[part] = replace(values.get(part, kind()), **inner)
@@ -178,6 +179,7 @@ class TRMConfig(GPTConfig):
     ) -> "TRMConfig":
         "A published profile: weight base, reward scale, learning rate and warm-up"
         if name not in PROFILES: raise ValueError(unknown_name("refinement preset", name, PROFILES))
+        if "n_symbols" not in overrides: raise ValueError("n_symbols is missing: the size of the vocabulary, such as n_symbols=len(vocab)")
         return cls.preset(size, **PROFILES[name] | overrides)
 
     def training(

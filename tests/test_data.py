@@ -206,3 +206,19 @@ def test_a_periodic_source_settles():
     src = MarkovSource(n_symbols=2, order=1, n_classes=2, floor=0.01, concentration=0.05, seed=1)
     p = src.table
     assert np.allclose(src.stationary, np.array([p[1, 0], p[0, 1]]) / (p[0, 1] + p[1, 0]), atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["t.txt", "T.TXT", "notes.md"])
+def test_texts_of_other_editors_are_read(tmp_path, name):
+    "A byte order mark is no symbol of the text; endings may be written large"
+    (tmp_path / name).write_bytes("\ufeffto be".encode())
+    assert load_corpus(tmp_path / name).text == "to be"
+
+
+def test_rows_of_a_data_set_that_are_empty_are_left_out(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "a"}\n{"text": null}\n{"text": "b"}\n')
+    there = dict(data_files=str(file), cache_dir=str(tmp_path))
+    assert load_corpus("hf:json", **there).text == "a\n\nb"
+    with pytest.raises(ValueError, match="json, column 'text', holds no text in its first 0 rows"): load_corpus("hf:json", **there, limit=0)
+    with pytest.raises(ValueError, match="names no data set"): load_corpus("hf:")

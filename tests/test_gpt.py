@@ -137,7 +137,7 @@ def test_samples_can_be_trained_on_and_modes_come_back(model):
     ids = sample(model, random_ids(2, 3), 5, g=2).flatten(0, 1)
     model.log_probs(ids).sum().backward()
     assert model.training and model.head.weight.grad is not None
-    with pytest.raises(IndexError): sample(model, random_ids(1, 3) + 100, 5)
+    with pytest.raises(ValueError, match="are not all among"): sample(model, random_ids(1, 3) + 100, 5)
     assert model.training
 
 
@@ -184,3 +184,15 @@ def test_parity_with_gpt2():
     ids = random_ids(2, 16)
     assert torch.allclose(peer(ids).logits, ours(ids), atol=1e-5)
     assert n_parameters(ours) == 2 * (12 * 16**2 + 2 * 16) + 16 + 16 * 16 + 2 * 11 * 16
+
+
+def test_choose_at_the_edges_of_temperature():
+    logits = torch.tensor([[0.0, 1e5, 3.0]]).repeat(50, 1)
+    assert (choose(logits, 1e-40) == 1).all()
+    for bad in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="must not be negative"): choose(logits, bad)
+
+
+def test_ids_of_a_larger_vocabulary_are_refused_in_words():
+    model = ContextualGPT(GPTConfig(8, context=8, n_layers=1, n_heads=2, width=16))
+    with pytest.raises(ValueError, match="ids 3 … 19 are not all among the model's 8 symbols"): model(torch.tensor([[3, 19]]))

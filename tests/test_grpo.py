@@ -329,3 +329,29 @@ def test_refusals_before_training():
     with pytest.raises(ValueError, match="prefix match"): Rollouts(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
     with pytest.raises(ValueError, match="do not fit a context of 12"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
     with pytest.raises(ValueError, match="must be finite"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
+
+
+def test_rounding_is_no_advantage():
+    "A reward that was added up from parts differs from 1 in its last digit; a real difference of a thousandth counts"
+    reward = torch.ones(2, 8)
+    reward[0, 0] = sum([torch.tensor(0.1)] * 10)
+    reward[1, 0] = 1.001
+    assert reward[0, 0] != 1
+    adv, flat = group_advantage(reward, torch.full_like(reward, 1 / 8), "group")
+    assert flat.tolist() == [True, False] and (adv[0] == 0).all() and adv[1, 0] > 2
+
+
+@pytest.mark.parametrize("kind", [torch.long, torch.bool])
+def test_rewards_that_count_are_not_cast_to_nothing(kind):
+    adv, _ = group_advantage(torch.tensor([[1, 0, 0, 1]]).to(kind), torch.full((1, 4), 0.25))
+    assert adv.tolist() == [[0.5, -0.5, -0.5, 0.5]] and adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize("adv, weight", [((0.5, -0.5, 1.0), (1, 1, 0)), ((0.5, -0.5, 1.0), (1, 1, 1)), ((0.5, -0.5, 0.0), (1, 1, 1))])
+def test_what_does_not_count_cannot_overflow(adv, weight):
+    "Masked, clipped from above, or without advantage: a ratio beyond fp32 leaves loss and gradient finite, its own gradient 0"
+    logp = torch.tensor([-1.0, -0.5, -2.0], requires_grad=True)
+    loss, _ = grpo_loss(logp, torch.tensor([-1.0, -0.5, -120.0]), torch.tensor(adv), torch.tensor(weight).float())
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(logp.grad).all() and logp.grad[2] == 0 and (logp.grad[:2] != 0).all()
+    assert (torch.zeros(1) * k3(torch.tensor([-120.0]), torch.tensor([-3.0]))).item() == 0

@@ -1,6 +1,7 @@
 """Orthogonalisation against a decomposition, each rule against PyTorch's, the filter's response, exact clipping, routing, resumption, refusals"""
 import copy
 import math
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -323,3 +324,31 @@ def test_what_mixes_thoughts_in_is_adamws():
     assert len(hidden) == 6 and any(p.ndim == 2 for p in mixing) and not hidden & set(map(id, mixing))
     groups = {id(p): g["rule"] for g in MuGrokfast(model).param_groups for p in g["params"]}
     assert all(groups[id(p)] == "adamw" for p in mixing) and len(groups) == len(list(model.parameters()))
+
+
+def test_step_takes_a_closure_as_torch_has_it():
+    "accelerate, Lightning and GradScaler call step(closure)"
+    torch.manual_seed(0)
+    model = ContextualGPT(GPTConfig(8, context=8, n_layers=1, n_heads=2, width=16))
+    twin, ids = copy.deepcopy(model), torch.randint(0, 8, (2, 9))
+
+    def closure():
+        ours.zero_grad()
+        loss = cross_entropy(model, ids)[0]
+        loss.backward()
+        return loss
+
+    ours, theirs = MuGrokfast(model), MuGrokfast(twin)
+    before = cross_entropy(twin, ids)[0]
+    before.backward()
+    theirs.step(None)
+    assert ours.step(closure).item() == before.item()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters()))
+
+
+def test_a_watched_model_can_be_pickled():
+    model = ContextualGPT(GPTConfig(8, context=8, n_layers=1, n_heads=2, width=16))
+    watch, ids = LogitWatch(model), torch.randint(0, 8, (2, 8))
+    again = pickle.loads(pickle.dumps(model))
+    again(ids)
+    assert watch.largest == [None] and torch.equal(again(ids), model(ids)) and watch.largest[0] is not None

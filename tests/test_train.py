@@ -295,4 +295,18 @@ def test_schedule_and_groups():
 
 @pytest.mark.parametrize("bad", [dict(steps=0), dict(lr=-1.0), dict(accumulate=0), dict(eval_every=0), dict(warmup=-1)])
 def test_config_refuses(bad):
-    with pytest.raises(ValueError, match=next(iter(bad))): TrainConfig(**bad)
+    with pytest.raises((ValueError, TypeError), match=next(iter(bad))): TrainConfig(**bad)
+
+
+@pytest.mark.parametrize("bad", [dict(steps=2.5), dict(accumulate=1.5), dict(lr=math.inf), dict(lr=math.nan), dict(warmup=math.nan), dict(final_lr=math.nan),
+                                 dict(weight_decay=math.inf), dict(clip=math.nan)])
+def test_settings_that_are_no_numbers_are_refused(bad):
+    with pytest.raises((ValueError, TypeError), match=next(iter(bad))): TrainConfig(**bad)
+
+
+def test_shared_weights_are_refused_before_the_first_step(tmp_path):
+    "A checkpoint cannot hold one tensor under two names: found out at once, not at the first save"
+    run = fresh()
+    run["model"].head.weight = run["model"].token.weight
+    with pytest.raises(ValueError, match="token.weight and head.weight share one tensor"): go(run, checkpoint_dir=tmp_path)
+    assert not list(tmp_path.iterdir()) and len(go(run)) == 20

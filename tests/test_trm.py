@@ -414,7 +414,7 @@ def test_presets():
     assert [(c.refinement.supervision_weight_base, c.refinement.improvement_reward_scale, c.lr) for c in found.values()] == [(3, 0.5, 2e-3), (5, 1, 1e-3), (10, 2, 5e-4)]
     assert all(low <= c.training(1000).warmup <= high for c, (low, high) in zip(found.values(), [(50, 100), (100, 150), (150, 200)]))
     gpu = TRMConfig.preset("gpu", 65, recursion=PAPER, improvement_reward="none")
-    assert (gpu.n_layers, gpu.width, gpu.recursion.n_loops, gpu.recursion.halting) == (12, 768, 2, True)
+    assert (gpu.n_layers, gpu.width, gpu.recursion.n_loops, gpu.recursion.halting) == (12, 768, 6, True)
     with pytest.raises(ValueError, match="did you mean 'cpu'"): TRMConfig.preset("cpus", 65)
     with pytest.raises(ValueError, match="did you mean 'extreme'"): TRMConfig.with_refinement_preset("xtreme", n_symbols=65)
 
@@ -434,3 +434,10 @@ def test_foreign_checkpoints(tmp_path):
     with pytest.raises(BadCheckpoint, match="another model: answer is .* absent here"): load_weights(ContextualGPT(cfg), checkpoints(tmp_path / "recursive")[-1])
     other = TRMConfig.preset("smoke", 16, context=12, n_loops=3)
     with pytest.raises(BadCheckpoint, match="n_loops"): train(RecursiveGPT(other), TRM(), Windows(IDS, 12, 4), TrainConfig(steps=1), checkpoint_dir=tmp_path / "recursive", progress=False)
+
+
+def test_a_size_leaves_a_recursion_that_is_given_whole():
+    none = dict(improvement_reward="none")
+    assert TRMConfig.preset("gpu", 8, recursion=PAPER, **none).recursion == PAPER
+    assert TRMConfig.preset("gpu", 8, recursion=PAPER, n_loops=3, **none).recursion.n_loops == 3
+    with pytest.raises(ValueError, match="n_symbols is missing"): TRMConfig.with_refinement_preset("extreme", n_layers=12)
