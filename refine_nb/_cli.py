@@ -28,13 +28,14 @@ def named(
 @contextmanager
 def refusing():
     "What the library refuses ends a command with its sentence and exit code 2; Ctrl-C ends it with 130"
+    from refine_nb._project import GitError
     from refine_nb.cards import CardError
     from refine_nb.parameters import ParameterError
     from refine_nb.sweep import SweepError
     from refine_nb.tables import TableError
     from refine_nb.verify import VerifyError
     try: yield
-    except (CardError, ParameterError, SweepError, TableError, VerifyError) as error: raise stop(error) from None
+    except (CardError, GitError, ParameterError, SweepError, TableError, VerifyError) as error: raise stop(error) from None
     except KeyboardInterrupt: raise typer.Exit(130) from None
 
 

@@ -1,6 +1,16 @@
 "Where the project is, and what its git says. The notebook `91_provenance` uses both."
+import os
 import subprocess
 from pathlib import Path
+
+
+class GitError(ValueError):
+    "A git that is there and refuses to answer, in its own words"
+
+
+ANSWERS = ("not a git repository", "unknown revision", "bad revision", "bad object", "not a valid object name", "invalid object name",
+           "ambiguous argument", "does not have any commits", "does not exist in", "exists on disk, but not in",
+           "needed a single revision")  # "there is none" is an answer, not a failure
 
 
 def find_root(
@@ -15,7 +25,12 @@ def git(
     root: Path,  # a folder
     *args: str,  # of a git command
 ) -> str | None:
-    "What git says, or None where there is no git or no commit"
-    try: done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired): return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    "What git says, or None where there is no git, no repository or no such thing in it; raises `GitError` where it fails"
+    command = ["git", "-C", str(root), *args]
+    try: done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | {"LC_ALL": "C"})
+    except OSError: return None
+    except subprocess.TimeoutExpired: raise GitError(f"git {args[0]} gave no answer within 30 s in {root}") from None
+    said = " ".join(done.stderr.split())
+    if done.returncode == 0: return done.stdout.strip()
+    if not said or any(answer in said.lower() for answer in ANSWERS): return None
+    raise GitError(f"git in {root}: {said}")

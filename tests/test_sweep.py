@@ -721,3 +721,14 @@ def test_a_kernel_that_does_not_start_is_no_mistake_of_the_run(tmp_path, monkeyp
     def break_down(spec, folder): raise error
     monkeypatch.setattr(_pool, "run_notebook", break_down)
     assert _pool.execute_one(dict(id="0123", runs=str(tmp_path)))[0] == outcome
+
+
+def test_a_git_that_refuses_is_heard(toy, tmp_path):
+    "A repository of another owner is no missing repository: git's own sentence is the refusal"
+    fake = tmp_path / "bin" / "git"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\necho \"fatal: detected dubious ownership in repository at 'x'\" >&2\nexit 128\n")
+    fake.chmod(0o755)
+    toy.env |= {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    code, _, err = toy.run("sweep", toy.sweep("  - {seed: 0}"))
+    assert code == 2 and "fatal: detected dubious ownership in repository at 'x'" in err and not toy.executions()
