@@ -32,11 +32,13 @@ def write_atomic(
 ) -> None:
     "Write a file so that after a crash it holds the old contents or the new ones, whole"
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "wb") as f:
-        f.write(data.encode() if isinstance(data, str) else data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
     fsync_path(path.parent)
 
 

@@ -537,7 +537,7 @@ def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
     card.parent.mkdir()
     card.write_text("id: c\nclaim: words\nsweep: s\nmetric: x\nrule: {test: exact, at_least: 1, n: 1}\n")
     sweep = toy.sweep("  - {seed: 0}")
-    with pytest.raises(SweepError, match="commit first"): make_plan(sweep)
+    with pytest.raises(CardError, match="commit first"): make_plan(sweep)
     commit(toy.root)
     assert len(make_plan(sweep).todo) == 1
     card.write_text(card.read_text().replace("words", "other words"))

@@ -296,8 +296,9 @@ def test_a_saved_model_loads_in_one_line(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert task == TASK and thoughts == THOUGHTS and all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters()))
     def full(*args, **more): raise OSError("no space left")
-    monkeypatch.setattr(thought_rl, "save_file", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError): save_model(tmp_path / "m", fresh(1), ("s5", 1), THOUGHTS)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert torch.equal(load_model(tmp_path / "m")[0].token.weight, model.token.weight)
 
 
