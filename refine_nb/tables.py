@@ -54,7 +54,7 @@ def unmarked(
     text = path.read_text(encoding="utf-8")
     marked = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
     if not marked: return text
-    joined = path.name in ("runs.csv", "curves.csv", "cards.json")
+    joined = path.name in ("runs.csv", "curves.csv", "cards.json", *_BESIDE)
     way = f"`refine-nb merge {path.parent}` keeps the rows of both sides, one a question" if joined else "take either side of it"
     raise TableError(f"{path} holds git's conflict markers (line {marked[0]}): {way}")
 
