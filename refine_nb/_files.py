@@ -26,6 +26,14 @@ def json_digest(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def conflict_line(
+    text: str,  # of a file that git may have merged
+) -> int | None:
+    "The first line with one of git's conflict markers, counted from 1, or None"
+    lines = enumerate(text.split("\n"), 1)
+    return next((i for i, line in lines if line.startswith(("<<<<<<< ", ">>>>>>> "))), None)
+
+
 def write_atomic(
     path: Path,          # replaced in one step
     data: str | bytes,   # new contents

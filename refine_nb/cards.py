@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SEEDS', 'DECIDES', 'CardError', 'region', 'rule_seeds', 'check_card', 'card_hash', 'read_card', 'card_hashes',
-           'read_cards', 'check_committed']
+           'read_cards', 'sweep_cards', 'check_committed']
 
 # %% ../nbs/92_cards.ipynb #p9203
 import math
@@ -131,15 +131,19 @@ def card_hashes(
     folder: Path,  # experiments/claims
 ) -> dict[str, str]:
     "card id → hash, for every card of a project"
-    cards = [read_card(p.read_text(encoding="utf-8"), p.name) for p in sorted(folder.glob("*.yaml"))]
+    cards = [read_card(text, name) for name, text in _texts(folder)]
     return {c["id"]: card_hash(c) for c in cards}
+
+def _texts(folder: Path) -> Iterator[tuple[str, str]]:
+    "(name, text) of the claim cards in a folder"
+    return ((p.name, p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.yaml")))
 
 # %% ../nbs/92_cards.ipynb #p9213
 def read_cards(
     folder: Path,  # experiments/claims
 ) -> list[dict]:
     "Every claim card, checked; two with one id are refused"
-    cards = [read_card(p.read_text(encoding="utf-8"), p.name) for p in sorted(folder.glob("*.yaml"))]
+    cards = [read_card(text, name) for name, text in _texts(folder)]
     for card in cards: check_card(card)
     ids = [c["id"] for c in cards]
     twice = [i for i in ids if ids.count(i) > 1]
@@ -152,16 +156,19 @@ def _cards(texts: Iterable[tuple[str, str]], sweep: str) -> dict:
     cards = [read_card(text, name) for name, text in texts]
     return {c["id"]: card_hash(c) for c in cards if c.get("sweep") == sweep}
 
-def _card_files(root: Path) -> Iterator[tuple[str, str]]:
-    "(name, text) of the claim cards in the working tree"
-    return ((p.name, p.read_text(encoding="utf-8")) for p in sorted((root / "experiments" / "claims").glob("*.yaml")))
+def sweep_cards(
+    root: Path,  # project folder
+    sweep: str,  # its name
+) -> dict[str, str]:
+    "card id → hash, of the cards in the working tree that name a sweep"
+    return _cards(_texts(root / "experiments" / "claims"), sweep)
 
 def check_committed(
     root: Path,  # project folder
     sweep: str,  # name of the sweep about to be recorded
 ) -> None:
     "Refuse to start while a claim card of this sweep differs from HEAD"
-    now = _cards(_card_files(root), sweep)
+    now = sweep_cards(root, sweep)
     listed = git(root, "ls-tree", "--name-only", "HEAD", "experiments/claims/")
     if listed is None and now: raise CardError("claim cards are compared with the last commit, and there is none here: commit first, or write elsewhere: --results DIR")
     then = _cards(((name, git(root, "show", f"HEAD:./{name}")) for name in (listed or "").split("\n") if name.endswith(".yaml")), sweep)

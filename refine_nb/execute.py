@@ -19,10 +19,10 @@ from tqdm import tqdm
 from ._attempts import published, set_aside, whole
 from ._files import last_jsonl_row
 from ._pool import local_engine
-from .cards import _card_files, _cards
+from .cards import sweep_cards
 from .parameters import CLOCKS
 from .provenance import device_type
-from .sweep import published_record, label, make_plan, Plan, show, SweepError, uncommitted
+from .sweep import Plan, SweepError, label, make_plan, published_record, show, uncommitted
 from .tables import as_text, merge
 
 # %% ../nbs/97_execute.ipynb #s20drive1
@@ -97,7 +97,7 @@ def _merge_published(
     for name in {plan.sweep.name, *(n for n, _ in plan.others.values())}:
         heads = plan.heads if name == plan.sweep.name else {i: h for i, (n, h) in plan.others.items() if n == name}
         records = [r for i in ids if i in heads and (r := published_record(plan, i))]
-        cards = _cards(_card_files(plan.sweep.root), name)
+        cards = sweep_cards(plan.sweep.root, name)
         if records or name == plan.sweep.name: merge(plan.results / name, records, plan.runs, cards, plan.again)
 
 def _outcome_line(

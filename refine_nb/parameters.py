@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from ._errors import unknown_name
+from ._files import conflict_line
 
 # %% ../nbs/90_parameters.ipynb #p9008
 class ParameterError(ValueError):
@@ -50,8 +51,7 @@ def code_cells(
 ) -> list[tuple[str, set[str]]]:
     "(source, tags) of every code cell; raises `ParameterError` for a file that is no notebook"
     name, text = Path(notebook).name, Path(notebook).read_text(encoding="utf-8")
-    marked = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
-    if marked: raise ParameterError(f"{name} holds git's conflict markers (line {marked[0]}): take either side of it")
+    if line := conflict_line(text): raise ParameterError(f"{name} holds git's conflict markers (line {line}): take either side of it")
     try: cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
     except (json.JSONDecodeError, TypeError, KeyError) as error:
         raise ParameterError(f"{name} is no notebook that can be read ({error}): restore it from git") from None

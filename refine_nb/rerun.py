@@ -9,14 +9,12 @@ __all__ = ['RERUNS', 'expectation', 'spreads', 'numbers', 'rerun', 'shown']
 from collections.abc import Mapping
 from pathlib import Path
 
-from ._files import lock
 from ._attempts import published
-from .parameters import CLOCKS
-from .provenance import code_hash
-from .tables import read_table
+from ._files import lock
 from .execute import cores, execute
-from .sweep import make_plan, SweepError
-from .tables import as_text, write_table
+from .parameters import CLOCKS
+from .sweep import SweepError, make_plan
+from .tables import as_text, read_table, write_table
 
 # %% ../nbs/99_rerun.ipynb #r23cmp1
 RERUNS = ["id", "metric", "recorded", "here", "recorded_on", "here_on", "commit", "started"]  # columns of reruns.csv
@@ -89,7 +87,7 @@ def _to_run(plan, id: str, head: dict) -> list[str]:
     plan.others |= head["needs"]
     needs = [i for need, (_, other) in head["needs"].items() for i in _to_run(plan, need, other)]
     record = published(plan.runs / id)
-    current = record and record["code"] == code_hash(head["notebook"])
+    current = record and record["code"] == plan.code(id)
     return [] if current and not needs else [*needs, id]
 
 def _compared(plan, ids: list[str], folder: Path):
@@ -100,8 +98,8 @@ def _compared(plan, ids: list[str], folder: Path):
     lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, known)]
     dirty = {record["id"] for record in records if record["dirty"]}
     _keep(folder, [line for line in lines if line["id"] not in dirty])
-    _outcome_line = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
-    return pd.DataFrame(_outcome_line)
+    shown_columns = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
+    return pd.DataFrame(shown_columns)
 
 def _lines(row: dict, record: dict, known: Mapping[str, float]) -> list[dict]:
     "One line for every number that a row and its rerun both have"

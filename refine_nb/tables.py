@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._files import json_digest, lock, read_jsonl, write_atomic
+from ._files import conflict_line, json_digest, lock, read_jsonl, write_atomic
 from ._project import find_root
 from .parameters import IDENTITY, TAIL, ParameterError, Parameters, from_text, read_parameters, resolve
 from .provenance import run_key
@@ -52,11 +52,11 @@ def unmarked(
 ) -> str:
     "Its text; refused where git left its conflict markers"
     text = path.read_text(encoding="utf-8")
-    marked = [i for i, line in enumerate(text.split("\n"), 1) if line.startswith(("<<<<<<< ", ">>>>>>> "))]
-    if not marked: return text
+    line = conflict_line(text)
+    if line is None: return text
     joined = path.name in ("runs.csv", "curves.csv", "cards.json", *_BESIDE)
     way = f"`refine-nb merge {path.parent}` keeps the rows of both sides, one a question" if joined else "take either side of it"
-    raise TableError(f"{path} holds git's conflict markers (line {marked[0]}): {way}")
+    raise TableError(f"{path} holds git's conflict markers (line {line}): {way}")
 
 def read_table(
     path: Path,  # a CSV file, or none yet
@@ -260,7 +260,7 @@ def _sides(
 class _Part:
     "The tables of one machine, or of one side of a conflict"
     folder: Path   # results/<sweep>
-    stage: int     # of git's index where a conflict was: 2 for ours, 3 for theirs
+    stage: int     # of git's index where a conflict was: 2 for ours, 3 for theirs; 0 without one
     rows: list     # of runs.csv, as text
     curves: list   # of curves.csv
     sets: dict     # of cards.json
@@ -303,17 +303,18 @@ def _latest(lines: Iterable[tuple[dict, _Part]], key: tuple[str, ...], later: st
 def _take_windows(part: _Part, id: str, folder: Path) -> None:
     "Put the values behind a row's intervals beside it: of the other machine, or of the side of the conflict that has the row"
     if part.folder != folder: return _copy_windows(part.folder / "windows" / f"{id}.json.gz", folder, id)
+    if not part.stage: return
     where = f":{part.stage}:./windows/{id}.json.gz"
     done = subprocess.run(["git", "-C", str(folder), "show", where], capture_output=True)
-    if done.returncode == 0: (folder / "windows" / f"{id}.json.gz").write_bytes(done.stdout)
+    if done.returncode == 0: write_atomic(folder / "windows" / f"{id}.json.gz", done.stdout)
 
 def _parts(folder: Path) -> list[_Part]:
     "The tables of a folder; of either side where git left a conflict"
     names = ("runs.csv", "curves.csv", "cards.json", *_BESIDE)
     texts = [_sides(p.read_text(encoding="utf-8") if p.exists() else "") for p in (folder / n for n in names)]
     table = lambda text: list(csv.DictReader(io.StringIO(text, newline="")))
-    found = []
+    found, conflict = [], any(ours != theirs for ours, theirs in texts)
     for stage, (runs, curves, cards, *others) in zip((2, 3), zip(*texts)):
         beside = {name: table(text) for name, text in zip(_BESIDE, others)}
-        found.append(_Part(folder, stage, table(runs), table(curves), json.loads(cards or "{}"), beside))
-    return found if any(ours != theirs for ours, theirs in texts) else found[:1]
+        found.append(_Part(folder, stage if conflict else 0, table(runs), table(curves), json.loads(cards or "{}"), beside))
+    return found if conflict else found[:1]

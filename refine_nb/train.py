@@ -54,7 +54,7 @@ class TrainConfig:
     def __post_init__(self):
         whole = ("steps", "accumulate", "eval_every", "checkpoint_every", "warmup")
         for name in whole:
-            if getattr(self, name) != int(getattr(self, name)): raise ValueError(f"{name} is {getattr(self, name)}, needs a whole number")
+            if not float(getattr(self, name)).is_integer(): raise ValueError(f"{name} is {getattr(self, name)}, needs a whole number")
         for name in ("steps", "accumulate", "eval_every", "checkpoint_every", "lr", "clip"):
             if not getattr(self, name) > 0: raise ValueError(f"{name} is {getattr(self, name)}, needs to be positive")
         for name in ("warmup", "final_lr", "weight_decay"):

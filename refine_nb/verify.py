@@ -33,11 +33,10 @@ from ._errors import unknown_name
 from ._files import json_digest, lock, write_atomic
 from ._project import find_root, git
 from ._verify_side import nothing, plain_python
-from .parameters import CLOCKS, code_cells, from_text, Parameters, read_parameters
-from .provenance import PACKAGE, processor
-from .tables import read_table, unmarked
 from .execute import cores
-from .tables import write_table
+from .parameters import CLOCKS, Parameters, code_cells, from_text, read_parameters
+from .provenance import PACKAGE, processor
+from .tables import read_table, unmarked, write_table
 
 # %% ../nbs/98_verify.ipynb #v22arms
 class VerifyError(ValueError):
