@@ -7,8 +7,8 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'ALIKE', 'PROXIES', 'wo
            'no_wider', 'Questions', 'WarmStart', 'right_answers', 'to_end', 'warm_loss', 'compute_reward',
            'with_answer', 'answer_logp', 'direct_logp', 'Coherence', 'CoherenceScorer', 'thought_diversity',
            'ThoughtRLConfig', 'NothingToLearn', 'compute_kl_divergence', 'kl_without_thoughts', 'ThoughtRL',
-           'naive_loss', 'distinct', 'spell', 'validate_episode', 'as_logged', 'save_model', 'load_model',
-           'TheaterFound', 'forgives', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
+           'naive_loss', 'spell', 'validate_episode', 'as_logged', 'save_model', 'load_model', 'TheaterFound',
+           'forgives', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
 
 # %% ../nbs/27_thought_rl.ipynb #tl0imp
 import copy
@@ -39,7 +39,8 @@ from .candidates import entropy
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
+from .benchmark_tasks import MultipleChoice, WordProblems, load_task
+from .tasks import Item, Prompts, Task, distinct
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
 from .trigram import eval_mode
 
@@ -457,20 +458,6 @@ def naive_loss(
 
 # %% ../nbs/27_thought_rl.ipynb #tl7
 PROXIES = {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # generated problems in these formats
-
-
-def distinct(
-    task: Task,
-    n: int,  # questions
-    seed: int = 0,  # of the draw
-    keep: Callable[[Item], bool] | None = None,  # which of them; all by default
-) -> list[Item]:
-    "Different test questions, fewer than n where a task has no more"
-    generator, found = torch.Generator().manual_seed(seed), {}
-    for _ in range(20):
-        found |= {i.prompt: i for i in task.sample(n, generator, "test") if keep is None or keep(i)}
-        if len(found) >= n: break
-    return list(found.values())[:n]
 
 
 def spell(
