@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ESTIMATORS', 'exact_match', 'prefix_match', 'whole_match', 'partial_credit', 'CandidateConfig', 'Candidates',
-           'entropy', 'select']
+           'select']
 
 # %% ../nbs/13_candidates.ipynb #c09imp
 import math
@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from .evaluation import entropy
 
 # %% ../nbs/13_candidates.ipynb #c09rew
 def exact_match(
@@ -100,11 +102,6 @@ class Candidates:
     share: Float[Tensor, "*b g"]  # … were each to stand for itself alone, not for others that were not selected
     uncertain: Bool[Tensor, "*b"]  # contexts above the threshold
     guided: Bool[Tensor, "*b"]  # contexts that got candidates; the others sampled
-
-
-def entropy(logp: Float[Tensor, "*b v"]) -> Float[Tensor, "*b"]:
-    "Entropy in nats"
-    return -(logp.exp() * logp).sum(-1)
 
 
 def select(
