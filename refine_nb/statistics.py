@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Interval', 'mean_interval', 'paired_interval', 'bootstrap_interval', 'pearson', 'window_interval',
-           'proportion_interval', 'proportion_p', 'paired_proportion_interval', 'clip_interval', 't_p', 'sign_flip_p',
-           'holm', 'interval_p', 'widen', 'no_effect']
+           'proportion_interval', 'proportion_p', 'paired_proportion_interval', 't_p', 'sign_flip_p', 'holm']
 
 # %% ../nbs/04_statistics.ipynb #s19imp
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
+
+from fastcore.basics import patch
 
 # %% ../nbs/04_statistics.ipynb #s19int1
 class Interval(NamedTuple):
@@ -130,13 +131,14 @@ def paired_proportion_interval(
     lost = proportion_interval(sum(x < y for x, y in pairs), len(pairs), each)
     return Interval(won.mean - lost.mean, won.low - lost.high, won.high - lost.low, len(pairs))
 
-def clip_interval(
-    interval: Interval,  # of any kind
-    low: float,          # the least that is possible
-    high: float,         # the most
+@patch
+def clip(
+    self: Interval,
+    low: float,   # the least that is possible
+    high: float,  # the most
 ) -> Interval:
     "The part of an interval that is possible: it covers the truth as often as the whole"
-    return interval._replace(low=min(max(interval.low, low), high), high=max(min(interval.high, high), low))
+    return self._replace(low=min(max(self.low, low), high), high=max(min(self.high, high), low))
 
 # %% ../nbs/04_statistics.ipynb #s19flip1
 _MOST_FLIPS = 20  # values whose sign patterns are counted one by one
@@ -177,31 +179,34 @@ def holm(
         adjusted[name] = largest
     return {name: adjusted[name] for name in p}
 
-def interval_p(
-    interval: Interval,    # around a mean, not always symmetric
-    null: float,           # the value under test
-    level: float = 0.95,   # its coverage
+@patch
+def p_value(
+    self: Interval,       # around a mean, not always symmetric
+    null: float,          # the value under test
+    level: float = 0.95,  # the interval's coverage
 ) -> float:
     "Two-sided, where only the interval is known: normal, with the width on the side of `null`"
     from scipy.stats import norm
-    half = interval.high - interval.mean if null > interval.mean else interval.mean - interval.low
-    if half == 0: return float(interval.mean == null)
-    return float(2 * norm.sf(abs(null - interval.mean) / half * norm.ppf((1 + level) / 2)))
+    half = self.high - self.mean if null > self.mean else self.mean - self.low
+    if half == 0: return float(self.mean == null)
+    return float(2 * norm.sf(abs(null - self.mean) / half * norm.ppf((1 + level) / 2)))
 
 # %% ../nbs/04_statistics.ipynb #s19wide1
+@patch
 def widen(
-    interval: Interval,  # at 95 %, of windows
-    controls: int,       # comparisons of which one is enough
+    self: Interval,  # at 95 %, of windows
+    controls: int,   # comparisons of which one is enough
 ) -> Interval:
     "The interval at 1 − 0.05/controls, each side stretched as a normal one would be"
     from scipy.stats import norm
     stretch = float(norm.ppf(1 - 0.025 / controls) / norm.ppf(0.975))
-    mean = interval.mean
-    return interval._replace(low=mean - stretch * (mean - interval.low), high=mean + stretch * (interval.high - mean))
+    mean = self.mean
+    return self._replace(low=mean - stretch * (mean - self.low), high=mean + stretch * (self.high - mean))
 
+@patch
 def no_effect(
-    interval: Interval,  # of a difference
-    margin: float,       # smallest effect that would count
+    self: Interval,  # of a difference
+    margin: float,   # smallest effect that would count
 ) -> bool:
     "Whether an interval contains zero and lies within the margin"
-    return -margin <= interval.low <= 0 <= interval.high <= margin
+    return -margin <= self.low <= 0 <= self.high <= margin
