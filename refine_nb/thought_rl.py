@@ -35,9 +35,9 @@ from ._errors import unknown_name
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .branches import Trunk, branch_logits, generate
+from .candidates import group_advantage
 from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 from .gpt import ContextualGPT, GPTConfig
-from .grpo import group_advantage
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train

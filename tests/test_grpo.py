@@ -2,10 +2,10 @@
 import pytest
 import torch
 
-from refine_nb.candidates import CandidateConfig, exact_match, select, whole_match
+from refine_nb.candidates import SCALES, CandidateConfig, exact_match, group_advantage, select, whole_match
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.grpo import FOUND, SCALES, TENSORS, AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss
+from refine_nb.grpo import FOUND, TENSORS, AllPositions, GRPOConfig, Rollouts, grpo_loss
 from refine_nb.train import TrainConfig, count_flops, cross_entropy, train
 from refine_nb.trigram import NGram
 
