@@ -16,6 +16,8 @@ import hashlib
 import json
 import math
 import time
+import torch
+import torch.nn.functional as F
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,26 +25,21 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-
 from ._errors import unknown_name
 from ._files import jsonable, try_lock, write_atomic
-from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
+from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .branches import Trunk, branch_logits, generate
-from .candidates import entropy
+from .candidates import group_advantage
 from .gpt import ContextualGPT, GPTConfig
-from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .benchmark_tasks import MultipleChoice, WordProblems, load_task
 from .tasks import Item, Prompts, Task, distinct
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
-from .trigram import eval_mode
+from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 
 # %% ../nbs/27_thought_rl.ipynb #tl1
 def worked_thought(item: Item) -> str:
@@ -311,7 +308,7 @@ def thought_diversity(
     pairs = []
     for ids, inside in zip(found.ids, found.inside):
         texts = [row[keep].tolist() for row, keep in zip(ids, inside)]
-        pairs += [divergence(a, b) for a, b in combinations(texts, 2)]
+        pairs += [normalized_edit_distance(a, b) for a, b in combinations(texts, 2)]
     return sum(pairs) / len(pairs) if pairs else 0.0
 
 # %% ../nbs/27_thought_rl.ipynb #tl4

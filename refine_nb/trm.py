@@ -11,21 +11,19 @@ __all__ = ['REWARDS', 'PAPER', 'SIZES', 'PROFILES', 'EXPLORE', 'supervision_weig
 # %% ../nbs/16_trm.ipynb #t11imp
 import copy
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
-
 import torch
 import torch.nn.functional as F
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-
 from ._cache import KVCache
 from ._errors import unknown_name
 from .data import Supervised, supervised
 from .gpt import ContextualGPT, GPTConfig
 from .train import TrainConfig
-from .trigram import eval_mode
+from .evaluation import eval_mode
 
 # %% ../nbs/16_trm.ipynb #t11weights
 def supervision_weights(
@@ -360,7 +358,7 @@ def score_steps(
     batch: _Batch,
     tokens: int = 2048,  # at a time
 ) -> tuple[Float[Tensor, "r b s"], Bool[Tensor, "r b s"]]:  # nats of each target, and whether the best guess was it
-    "As `trigram.score`, after every supervision step, in evaluation mode"
+    "As `evaluation.score`, after every supervision step, in evaluation mode"
     ids, target = supervised(batch)
     rows, parts = max(1, tokens // ids.shape[1]), []
     with eval_mode(model):

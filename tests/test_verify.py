@@ -19,10 +19,10 @@ IMPORTS = """
 import torch
 
 from refine_nb.data import CharVocab, Windows, eval_windows, load_corpus, split_ids
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.records import start_run
 from refine_nb.train import TrainConfig, cross_entropy, train
-from refine_nb.trigram import evaluate, score
 """
 BODY = """
 text = load_corpus(corpus)
