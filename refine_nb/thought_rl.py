@@ -37,7 +37,7 @@ from .candidates import group_advantage
 from .gpt import ContextualGPT, GPTConfig
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .benchmark_tasks import MultipleChoice, WordProblems, load_task
-from .tasks import Item, Prompts, Task, distinct
+from .tasks import Item, ProblemBatches, Task, distinct
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
 from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 
@@ -79,7 +79,7 @@ def no_wider(items: Sequence[Item]) -> Callable[[Item], bool]:
     return lambda item: all(n <= most for n, most in zip(parts(item), widest))
 
 # %% ../nbs/27_thought_rl.ipynb #tl2
-class Questions(Prompts):
+class Questions(ProblemBatches):
     "Endless batches of prompts, their direct answers, and the items; raises `ValueError` for an empty batch and a negative shift"
 
     def __init__(

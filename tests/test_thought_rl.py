@@ -21,7 +21,7 @@ from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
 from refine_nb.records import start_run
-from refine_nb.tasks import Item, Prompts
+from refine_nb.tasks import Item, ProblemBatches
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
 from refine_nb.trm import NormedGPT
@@ -644,7 +644,7 @@ def test_questions_keep_shift_and_resume():
     (prompt, _, items), (prompt2, _, items2) = next(one), next(two)
     assert widths == {7, 8, 9, 10, 11} and torch.equal(prompt, prompt2) and items == items2
     assert all(i.prompt[0] == "a" for i in items) and [decoded(TASK, p).lstrip("\n") for p in prompt] == [i.prompt for i in items]
-    assert torch.equal(next(Questions(TASK, 8, 3))[0], next(Prompts(TASK, 8, seed=3))[0])
+    assert torch.equal(next(Questions(TASK, 8, 3))[0], next(ProblemBatches(TASK, 8, seed=3))[0])
 
 
 def test_kl_to_the_warm_start_without_thoughts():
