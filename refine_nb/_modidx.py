@@ -74,6 +74,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'refine_nb/benchmark_tasks.py'),
                                            'refine_nb.benchmark_tasks._story': ( 'benchmark_tasks.html#_story',
                                                                                  'refine_nb/benchmark_tasks.py'),
+                                           'refine_nb.benchmark_tasks._whole_number': ( 'benchmark_tasks.html#_whole_number',
+                                                                                        'refine_nb/benchmark_tasks.py'),
                                            'refine_nb.benchmark_tasks.arc': ('benchmark_tasks.html#arc', 'refine_nb/benchmark_tasks.py'),
                                            'refine_nb.benchmark_tasks.calculate': ( 'benchmark_tasks.html#calculate',
                                                                                     'refine_nb/benchmark_tasks.py'),
