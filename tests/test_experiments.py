@@ -11,7 +11,9 @@ import refine_nb.records
 from refine_nb.branches import Trunk
 from refine_nb.data import load_corpus
 from refine_nb.tasks import S5, split_of
-from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
+from refine_nb.thought_rewards import compute_reward
+from refine_nb.thought_rl import compute_kl_divergence, kl_without_thoughts, naive_loss
+from refine_nb.warm_start import Questions
 
 ROOT = Path(__file__).resolve().parent.parent
 

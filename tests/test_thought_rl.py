@@ -13,17 +13,24 @@ import pytest
 import torch
 from toy_project import toy_cells, write_notebook
 
+import refine_nb.pipeline as pipeline
+import refine_nb.thought_rewards as thought_rewards
 import refine_nb.thought_rl as thought_rl
+import refine_nb.thought_validation as thought_validation
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
-from refine_nb.quiet_star import Thoughts, ThoughtGenerator
+from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
-from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
+from refine_nb.thought_rewards import CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer
+from refine_nb.thought_rl import NothingToLearn, ThoughtRL, ThoughtRLConfig, compute_kl_divergence, kl_without_thoughts, naive_loss
+from refine_nb.thought_validation import thought_diversity, validate_episode
+from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
 from refine_nb.trm import NormedGPT
+from refine_nb.warm_start import CANNED_END, Questions, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
 
 TASK = load_task("s5", 1)
 ITEMS = TASK.sample(50)
@@ -143,11 +150,11 @@ def test_naive_loss_sends_nothing_to_the_thoughts():
     model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     logits = []
-    real = thought_rl.branch_logits
+    real = thought_rewards.branch_logits
     try:
-        thought_rl.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
+        thought_rewards.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
         loss = naive_loss(Trunk(model, prompt), found, answer, torch.rand(4, 3), END)
-    finally: thought_rl.branch_logits = real
+    finally: thought_rewards.branch_logits = real
     grad, = torch.autograd.grad(loss, logits[0])
     assert (grad[found.inside] == 0).all() and (grad[:, :, 0] == 0).all() and grad[with_answer(found, answer, END)[1]].abs().max() > 0
 
@@ -250,7 +257,7 @@ def test_diversity():
 
 
 def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
-    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "proxy")
+    monkeypatch.setitem(thought_validation._PROXIES, type(TASK), "proxy")
     items = TASK.sample(40, split="test")
     found, evidence = validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)
     direct = [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.direct)]
@@ -317,14 +324,14 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
             self.calls += 1
             return Report(PASSES, FAILS if self.calls == 4 else PASSES, PASSES)
     validator, weights = Validator(), []
-    real = thought_rl.save_model
+    real = pipeline.save_model
     def keep(folder, model, *rest):
         weights.append(model.token.weight.detach().clone())
         return real(folder, model, *rest)
-    thought_rl.save_model = keep
+    pipeline.save_model = keep
     heard = []
     try: result = small(tmp_path, trained, validator=validator, callbacks=(heard.append,))
-    finally: thought_rl.save_model = real
+    finally: pipeline.save_model = real
     assert "ablation decidedly failed" in result.stopped and validator.calls == 5 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
     assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
@@ -412,11 +419,11 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
             return Report(PASSES, FAILS if calls[folder] == fails_at else PASSES, PASSES)
         return validate
     whole, seen = small(tmp_path / "a", trained, validator=validator("a")), []
-    tmp_path, real = tmp_path / "b", thought_rl.save_model
+    tmp_path, real = tmp_path / "b", pipeline.save_model
     def keep(file, model, *rest):
         seen.append(model.token.weight.detach().clone())
         return real(file, model, *rest)
-    monkeypatch.setattr(thought_rl, "save_model", keep)
+    monkeypatch.setattr(pipeline, "save_model", keep)
     result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
     assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
     assert torch.equal(result.model.token.weight, seen[-1]) and not torch.equal(result.model.token.weight, whole.model.token.weight) and not torch.equal(seen[-1], seen[0])
@@ -426,8 +433,8 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
 
 def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
     "Nineteen names, and after which episodes; the last 100 rewards by hand"
-    assert thought_rl.PROXIES == {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # one of the two a run
-    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "gsm8k_accuracy")
+    assert thought_validation._PROXIES == {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # one of the two a run
+    monkeypatch.setitem(thought_validation._PROXIES, type(TASK), "gsm8k_accuracy")
     result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=100, lr=1e-3, warmup=2), validate_every=100)
     told = {name: [r["rl/episode"] for r in result.rows if f"rl/{name}" in r] for name in set().union(*({k.removeprefix("rl/") for k in r if k.startswith("rl/")} for r in result.rows))}
     often, hundred = list(range(10, 1001, 10)), list(range(100, 1001, 100))
@@ -440,7 +447,7 @@ def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
 def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trained, monkeypatch):
     "Every 100 and every 1,000 episodes, gradients clipped at 1"
     given = []
-    monkeypatch.setattr(thought_rl, "train", lambda *args, **more: given.extend(args) or [])
+    monkeypatch.setattr(pipeline, "train", lambda *args, **more: given.extend(args) or [])
     for steps, between, every in ((2000, 100, 1000), (30, 30, 30)):
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
@@ -521,7 +528,7 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
 
 def test_a_task_without_a_length_is_refused():
     "Outside of the tests, which check types"
-    done = subprocess.run([sys.executable, "-c", "from refine_nb.thought_rl import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "from refine_nb.pipeline import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
     assert "ValueError: task is 's5', needs a name and a length" in done.stderr
 
 
@@ -921,6 +928,6 @@ def test_what_step_two_cannot_honour_is_refused(tmp_path, change, message):
 def test_the_log_of_an_earlier_call_is_there_until_the_next_is_written(tmp_path, trained, monkeypatch):
     small(tmp_path, trained)
     log, seen = (tmp_path / "log.json").read_text(), []
-    monkeypatch.setattr(thought_rl, "train", lambda *args, **more: seen.append((tmp_path / "log.json").read_text()))
+    monkeypatch.setattr(pipeline, "train", lambda *args, **more: seen.append((tmp_path / "log.json").read_text()))
     small(tmp_path, trained)
     assert seen == [log]
