@@ -25,7 +25,9 @@ from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
 from refine_nb.thought_rewards import CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer
-from refine_nb.thought_rl import NothingToLearn, ThoughtRL, ThoughtRLConfig, compute_kl_divergence, kl_without_thoughts, naive_loss
+from refine_nb.thought_rl import (
+    ExpertIterationBatches, NothingToLearn, PublishedObjective, ThoughtRL, ThoughtRLConfig, ThoughtSampler,
+    compute_kl_divergence, kl_without_thoughts, naive_loss)
 from refine_nb.thought_validation import thought_diversity, validate_episode
 from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
@@ -170,6 +172,108 @@ def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters()
     found = written(model, batch[0], seed=4)
     grad, = torch.autograd.grad(loss, kept[0])
     assert (grad[~found.chosen] == 0).all() and grad[found.inside].abs().max() > 0 and (~found.ended).any()
+
+
+def expert(model, batch=12, task=TASK, thoughts=THOUGHTS, room=6, **changes):
+    "Expert iteration from four questions at a time"
+    return ExpertIterationBatches(model, ThoughtSampler(task, thoughts, room), Questions(task, 4, 0, room=room), batch, **changes)
+
+
+def everything_is(right, monkeypatch):
+    "Answers that are all right, or all wrong"
+    verdicts = lambda task, answer, ids, items: torch.full(ids.shape[:2], right)
+    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+
+
+def test_expert_iteration_learns_its_own_right_thoughts(trained):
+    (prompt, written), = next(expert(trained))
+    assert len(prompt) == len(written) == 12
+    for question, ids in zip(prompt, written):
+        assert ids[0] == START and TASK.check_answer(TASK.item(decoded(TASK, question)), decoded(TASK, ids[1:]).partition(":")[2])
+    asked = Questions(TASK, 4, 0)
+    assert {decoded(TASK, row) for row in prompt} <= {decoded(TASK, row) for _ in range(20) for row in next(asked)[0]}
+
+
+def test_expert_iteration_goes_on_from_a_checkpoint(monkeypatch):
+    everything_is(True, monkeypatch)
+    model = fresh()
+    one, other = expert(model), expert(model)
+    next(one)
+    other.load_state_dict(one.state_dict())
+    assert other.sampler.characters == one.sampler.characters > 0
+    for _ in range(2): assert all(torch.equal(a, b) for a, b in zip(next(one)[0], next(other)[0]))
+    latest = expert(model, kept=30)
+    for _ in range(4): next(latest)
+    assert len(latest.prompts) == len(latest.written) == 30 and torch.equal(latest.written, one.written[-30:]) is False
+    for _ in range(1): next(one)
+    assert torch.equal(latest.prompts, one.prompts[-30:])
+
+
+def test_nothing_right_is_nothing_to_learn(monkeypatch):
+    everything_is(False, monkeypatch)
+    with pytest.raises(NothingToLearn, match="nothing to learn from"): next(expert(fresh()))
+
+
+def test_expert_iteration_of_answers_of_several_widths(monkeypatch, tmp_path):
+    "Sums of one to four digits: what is kept is what was drawn, behind newlines and before them; also where it goes on"
+    everything_is(True, monkeypatch)
+    task = load_task("addition", (1, 4))
+    items = task.sample(50)
+    torch.manual_seed(0)
+    model, thoughts, room = thinker(task, items, n_layers=1, width=16), thoughts_for(task, items, 2), max(len(i.completion()) for i in items)
+    batches = expert(model, 5, task, thoughts, room)
+    draws, asked, pairs, widths = ThoughtSampler(task, thoughts, room), Questions(task, 4, 0, room=room), set(), set()
+    for _ in range(4):
+        (prompt, written), = next(batches)
+        question, answer, some = next(asked)
+        _, drawn, _ = draws(model, (question, answer, some))
+        torch.randint(1, (5,), generator=draws.generator)  # as the picks draw
+        widths.add(question.shape[1])
+        pairs |= {(i.prompt, decoded(task, row)) for i, group in zip(some, drawn.ids) for row in group}
+        assert {(decoded(task, p).lstrip("\n"), decoded(task, w)) for p, w in zip(prompt, written)} <= pairs
+    assert len(widths) > 1 and batches.prompts.shape == (32, max(widths))
+    again = expert(model, 5, task, thoughts, room)
+    again.load_state_dict(batches.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(next(batches)[0], next(again)[0]))
+    loss, _ = warm_loss(model, next(batches))
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("rewarded, beta, kl_to", [(True, 0.0, "same_thought"), (True, 0.5, "no_thought"), (True, 0.5, "same_thought"), (False, 0.0, "no_thought")])
+def test_published_loss_is_reward_times_likelihood_and_penalty(monkeypatch, rewarded, beta, kl_to):
+    model, reference, batch = fresh(0, std=0.1), fresh(1, std=0.1), questions()
+    without = torch.tensor([True, False, True, False])
+    verdicts = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool) if ids.shape[1] > 1 else without[:, None]
+    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+    loss, metrics = PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), reference, beta, kl_to, rewarded)(model, batch)
+    trunk, found, right = ThoughtSampler(TASK, THOUGHTS, 6)(model, batch)
+    reward = compute_reward(right, without) if rewarded else torch.ones(right.shape)
+    assert reward.mean() == (0.5 if rewarded else 1) == metrics["rl/reward"]
+    known = Trunk(reference, batch[0])
+    penalty = kl_without_thoughts(trunk, known, found, batch[1], END) if kl_to == "no_thought" else compute_kl_divergence(trunk, known, found)
+    expected = naive_loss(trunk, found, batch[1], reward, END) + beta * penalty
+    assert penalty > 1e-3 and loss.item() == pytest.approx(expected.item(), abs=1e-6) and metrics["right"] == 1
+
+
+def test_published_objective_goes_on_from_a_checkpoint():
+    one, other = (PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), fresh(1)) for _ in range(2))
+    model, batch = fresh(), questions()
+    one(model, batch)
+    other.load_state_dict(one.state_dict())
+    assert one(model, batch)[0].item() == other(model, batch)[0].item() and one.sampler.characters == other.sampler.characters
+
+
+def test_all_methods_draw_alike(monkeypatch):
+    "Expert iteration, the published form and REINFORCE: the same first questions, as many thoughts and characters"
+    everything_is(True, monkeypatch)
+    model, reference = fresh(), fresh(1)
+    first, batches = next(Questions(TASK, 4, 0, room=6)), expert(model)
+    next(batches)
+    assert torch.equal(batches.prompts[::3], first[0]) and len(batches.prompts) == 12
+    metrics = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), reference, 0)(model, first)[1]
+    published = PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), reference)
+    published(model, first)
+    assert batches.sampler.characters == published.sampler.characters == metrics["generated"] > 0
 
 
 def test_kl_is_along_the_same_thoughts():
