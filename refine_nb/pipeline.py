@@ -239,25 +239,29 @@ class _Run:
         "Save a good state"
         save_model(self.good, model, self.task, self.thoughts)
 
+    def note(self, row: dict) -> None:
+        "Keep a row; after a validation, what was found so far is in the log"
+        self.rows.append(row)
+        if any(k.startswith("val_") for k in row): self.log()
+
     def log(self, **more) -> None:
         "Write what was found so far"
         told = dict(rows=[jsonable(r) for r in self.rows], stopped=self.stopped) | more
         write_atomic(self.folder / "log.json", json.dumps(told, indent=1, allow_nan=False))
 
 # %% ../nbs/27_pipeline.ipynb #pl7
-def _watch(run: _Run, training: TrainConfig, start: Report) -> Watch:
+def _watch(run: _Run, episodes: int, between: int, start: Report) -> Watch:
     "Validation and tests as often as described; tests that the warm start fails are forgiven until they are passed"
-    episodes = training.steps * run.batch
     never_passed = lambda name: all(row.get(forgives(name), 1) for row in run.rows)
     forgiven = [n for n in start.decided_failures if run.forgive and never_passed(n)]
     return Watch(
-        run.judge, run.objective, between=training.eval_every * run.batch, every=min(1000, max(1, episodes // 10)),
+        run.judge, run.objective, run.batch, between, every=min(1000, max(1, episodes // 10)),
         validator=run.validator and run.test, keep=run.keep, last=episodes, forgiven=forgiven)
 
 
 def _train(run: _Run, batches: Iterator, training: TrainConfig, watch: Watch, callbacks: tuple, **more) -> bool:
     "Train to the end or a stop; whether the state at the end may be kept"
-    callbacks = (run.rows.append, *callbacks)
+    callbacks = (run.note, *callbacks)
     try: train(run.model, run.objective, batches, training, watch, callbacks, run.folder / "checkpoints", **more)
     except NothingToLearn as why: run.stopped = str(why)
     except TheaterFound as why:
@@ -344,18 +348,18 @@ def run_step2_rl(
     reference, model = (copy.deepcopy(baked).to(place).requires_grad_(learns) for learns in (False, True))
     questions, fits, room = _fitting(model, problems, thoughts, 2 * items, seed)
     objective = ThoughtRL(problems, thoughts, cfg, reference, seed, str(model.position.weight.device))
-    every = min(validate_every, training.steps * batch // 10)
-    training = replace(training, eval_every=max(1, every // batch))
+    between = max(1, min(validate_every, training.steps * batch // 10))
+    training = replace(training, eval_every=1)  # the watch knows when it is time
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
     run = _Run(
         folder, task, problems, thoughts, model, reference, objective, questions, validator, forgive, batch, seed)
-    settings = _settings(run, cfg, training, items, baked, optim)
+    settings = _settings(run, cfg, training, items, between, baked, optim)
     batches = Questions(problems, batch, seed, fits, room=room)
     with _belongs(folder, settings):
         run.rows = _rows_so_far(folder)  # the rows that `train` returns are lost when it stops early
         if not run.good.exists(): run.keep(model)
         start = run.test(run.judge(model)[1])
-        watch = _watch(run, training, start)
+        watch = _watch(run, training.steps * batch, between, start)
         if _train(run, batches, training, watch, callbacks, optimizer=optim, progress=progress):
             _judge_last_state(run, watch, start)
         return _finish(run, start, watch.forgiven)
@@ -372,7 +376,7 @@ def _check_request(batch: int, items: int, validate_every: int, training: TrainC
 
 
 def _settings(
-    run: _Run, cfg: ThoughtRLConfig, training: TrainConfig, items: int, baked: ContextualGPT,
+    run: _Run, cfg: ThoughtRLConfig, training: TrainConfig, items: int, between: int, baked: ContextualGPT,
     optim: torch.optim.Optimizer
 ) -> dict:
     "What tells a run from another in the same folder"
@@ -383,5 +387,6 @@ def _settings(
     weights = save({k: v.cpu().contiguous() for k, v in baked.state_dict().items()})
     return dict(
         task=run.task, thoughts=asdict(run.thoughts), cfg=asdict(cfg), forgive=run.forgive, validator=validator,
-        training=asdict(replace(training, checkpoint_every=1)), batch=run.batch, items=items, seed=run.seed,
-        warm_start=hashlib.sha256(weights).hexdigest(), optimizer=_described(optim))
+        training=asdict(replace(training, checkpoint_every=1)), batch=run.batch, items=items,
+        validate_every=between, seed=run.seed, warm_start=hashlib.sha256(weights).hexdigest(),
+        optimizer=_described(optim))

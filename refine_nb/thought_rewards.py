@@ -38,8 +38,10 @@ def with_answer(
     "The same thoughts with the true answer behind them, and where it stands"
     place = torch.arange(answer.shape[1], device=answer.device)
     at = (found.ids == end).int().argmax(-1, keepdim=True) + 1 + place  # (b, g, s)
-    ids = found.ids.scatter(-1, at, answer[:, None].expand_as(at))
-    return ids, torch.zeros_like(found.chosen).scatter(-1, at, to_end(answer)[:, None].expand_as(at))
+    room = max(0, int(at.max()) + 1 - found.ids.shape[-1])  # where shorter answers were expected
+    ids = F.pad(found.ids, (0, room), value=int(answer[0, -1])).scatter(-1, at, answer[:, None].expand_as(at))
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
+    return ids, nowhere.scatter(-1, at, to_end(answer)[:, None].expand_as(at))
 
 
 def written_logp(

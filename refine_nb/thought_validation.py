@@ -136,25 +136,38 @@ class Watch:
         self,
         judge: Callable,  # model → (metrics, evidence)
         objective: _CountsEpisodes,  # the one that is trained, such as `ThoughtRL`
-        between: int,  # episodes from one validation to the next
-        every: int,  # episodes from one test to the next, or a few more
+        batch: int,  # episodes an update
+        between: int,  # a validation after every so many episodes, at the end of the update
+        every: int,  # tests at the first validation after every so many
         validator: Callable[[Evidence], Report] | None,  # none: every state is good
         keep: Callable,  # called with a model whose state is good
         last: int,  # episodes in all: the state at the end is not kept here, it is judged once more
         forgiven: Sequence[str] = (),  # tests that the warm start fails itself
     ):
-        self.judge, self.objective, self.between, self.every = judge, objective, between, every
+        self.judge, self.objective = judge, objective
+        self.batch, self.between, self.every = batch, between, every
         self.validator, self.keep, self.last, self.forgiven = validator, keep, last, forgiven
 
     def __call__(self, model: ContextualGPT) -> dict[str, float]:
-        "The row of a validation; raises `TheaterFound`"
+        "The row of a validation, empty where none is due; raises `TheaterFound`"
+        now = self.objective.episodes
+        if not self._due(now): return {}
         metrics, evidence = self.judge(model)
-        row, now = as_logged(metrics), self.objective.episodes
+        row = as_logged(metrics)
         if self.validator:
-            if now // self.every == (now - self.between) // self.every: return row
+            if now // self.every == self._before(now) // self.every: return row
             row = self._tested(self.validator(evidence), now, row)
         if now < self.last: self.keep(model)
         return row
+
+    def _due(self, episode: int) -> bool:
+        "Whether this update is the first after a multiple of `between`, or the last"
+        return episode // self.between > (episode - self.batch) // self.between or episode >= self.last
+
+    def _before(self, episode: int) -> int:
+        "Episodes at the validation before, 0 where there was none; also in a run that goes on"
+        earlier = range(episode - self.batch, 0, -self.batch)
+        return next((e for e in earlier if self._due(e)), 0)
 
     def _tested(self, report: Report, now: int, row: dict[str, float]) -> dict[str, float]:
         "The row with the tests' values; a test that was passed is forgiven no longer"

@@ -157,14 +157,15 @@ def to_end(
 
 def right_answers(
     task: Task,
-    answer: Int[Tensor, "b s"],  # direct, terminator included
+    answer: Int[Tensor, "b s"],  # direct, terminator included; as wide as an answer has room
     ids: Int[Tensor, "b g n"],  # what each prompt's group wrote after it, with a thought or without
     items: Sequence[Item] | None = None,  # for tasks with more than one right answer
 ) -> Bool[Tensor, "b g"]:
     "Whether the answer behind each thought is right; raises `ValueError` when only the items could tell"
     if task.one_answer or items is None: return task.check_ids(answer, ids)
-    behind = (ids == task.vocab[":"]).int().argmax(-1, keepdim=True)  # 0 where there is no thought
-    behind = behind + (ids.gather(-1, behind) == task.vocab[":"]) + torch.arange(ids.shape[-1], device=ids.device)
+    end, room = task.vocab[":"], torch.arange(answer.shape[1], device=ids.device)
+    behind = (ids == end).int().argmax(-1, keepdim=True)  # 0 where there is no thought
+    behind = behind + (ids.gather(-1, behind) == end) + room  # what stands after the room is padding: no answer's end
     last = ids.shape[-1] - 1  # read again behind the text: it ends nothing that was not ended
     return task.check_ids(items, ids.gather(-1, behind.clamp(max=last)))
 

@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ._files import write_atomic
+from ._signals import DeferredInterrupt
 from .gpt import ContextualGPT, GPTConfig
 from .tasks import Item, Prompts, Task, load_task
 from .thoughts import ThoughtConfig, to_end, worked_thought
@@ -194,10 +195,7 @@ def load_model(
     "A saved thinker with its task; raises `FileNotFoundError`, and `ValueError` for a broken or foreign file"
     if Path(file).is_dir(): raise ValueError(f"{file} is a folder: give {Path(file) / 'model.safetensors'}")
     if not Path(file).is_file(): raise FileNotFoundError(f"{file} is no file: no model was saved there by save_model")
-    try:
-        with safe_open(file, "pt") as f: metadata, weights = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as why:
-        raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that save_model wrote") from why
+    metadata, weights = _read_tensors(file)
     if "thinker" not in metadata:
         raise ValueError(f"{file} was not written by save_model: it does not say what it thinks about")
     settings = json.loads(metadata["thinker"])
@@ -206,6 +204,21 @@ def load_model(
         raise ValueError(
             f"the model in {file} knows {settings['vocab']!r} and a start symbol, {settings['task'][0]} now has "
             f"{task.vocab.chars!r}: it belongs to another vocabulary")
+    wanted = {k: v.shape for k, v in model.state_dict().items()}
+    unfit = [k for k in {**wanted, **weights} if k not in weights or wanted.get(k) != weights[k].shape]
+    if unfit:
+        raise ValueError(
+            f"{file} does not hold its model's weights: {len(unfit)} do not fit, {unfit[0]} first. "
+            "Give a file that save_model wrote")
     model.load_state_dict(weights)
     model.characters = task.vocab.chars
     return model.eval(), task, ThoughtConfig(**settings["thoughts"])
+
+
+def _read_tensors(file: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    "Metadata and tensors of a file; Ctrl-C waits until they are read, since the reader would take it for damage"
+    try:
+        with DeferredInterrupt(), safe_open(file, "pt") as f:
+            return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
+    except SafetensorError as why:
+        raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that save_model wrote") from why

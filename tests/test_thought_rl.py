@@ -5,18 +5,23 @@ import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from toy_project import toy_cells, write_notebook
 
 import refine_nb.pipeline as pipeline
 import refine_nb.thought_rewards as thought_rewards
 import refine_nb.thought_rl as thought_rl
 import refine_nb.thought_validation as thought_validation
+import refine_nb.warm_start as warm_start
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.branches import Trunk
 from refine_nb.gpt import ContextualGPT, GPTConfig
@@ -556,7 +561,32 @@ def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trai
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
         questions, training, watch = given[2:5]
-        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every * 10, watch.between, watch.every, training.clip) == (between, between, every, 1.0)
+        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
+
+
+@pytest.mark.parametrize("batch, between, every", [(16, 100, 1000), (7, 100, 250), (30, 20, 60), (16, 96, 192)])
+def test_validations_come_at_the_first_update_after_their_time(batch, between, every):
+    "Also where a run goes on: the watch remembers nothing. Against a count of the multiples that each update passes"
+    counter, tested, last = SimpleNamespace(episodes=0), [], 201 * batch
+    judge = lambda model: (dict(accuracy_greedy=0.5), counter.episodes)
+    def validator(evidence):
+        tested.append(evidence)
+        return Report(PASSES, PASSES, PASSES)
+    rows = {}
+    for counter.episodes in range(batch, last + 1, batch):
+        rows[counter.episodes] = thought_validation.Watch(judge, counter, batch, between, every, validator, lambda model: None, last)(fresh())
+    validated = [e for e, row in rows.items() if row]
+    assert validated == sorted({-(-m // batch) * batch for m in range(between, last, between)} | {last})
+    assert tested == [e for before, e in zip([0, *validated], validated) if any(m % every == 0 for m in range(before + 1, e + 1))]
+
+
+def test_the_log_is_there_after_every_validation(tmp_path, trained):
+    seen = []
+    def look(row):
+        if row["step"] % 5 == 0: seen.append((row["step"], json.loads((tmp_path / "log.json").read_text())))
+    result = small(tmp_path, trained, callbacks=(look,), training=TrainConfig(steps=20, lr=1e-3, warmup=2), validate_every=8)
+    assert [(step, len(log["rows"]), "final" in log) for step, log in seen] == [(5, 4, False), (10, 10, False), (15, 14, False), (20, 20, False)]
+    assert json.loads((tmp_path / "log.json").read_text())["final"]["accuracy_greedy"] == result.final["accuracy_greedy"]
 
 
 def test_rewards_that_stop_varying_end_a_run_with_its_model(tmp_path, trained, monkeypatch):
@@ -628,6 +658,32 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another vocabulary"): run_step2_rl(tmp_path / "run", load_model(save_model(tmp_path / "s", fresh(), ("s5", 1), THOUGHTS))[0], ("addition", 2), thoughts_for(load_task("addition", 2), sums))
     assert not (tmp_path / "run").exists()
     with pytest.raises(TypeError, match="NormedGPT"): save_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
+
+
+@pytest.mark.parametrize("weights", [{}, {"token.weight": torch.zeros(2, 2)}])
+def test_a_file_without_the_weights_of_its_model_is_refused(tmp_path, weights):
+    file = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
+    with safe_open(file, "pt") as f: metadata = f.metadata()
+    file.write_bytes(save(weights, metadata))
+    with pytest.raises(ValueError, match=r"m does not hold its model's weights: \d+ do not fit, token.weight first. Give a file that save_model wrote"): load_model(file)
+
+
+def test_a_stop_while_a_file_is_read_is_a_stop(tmp_path, monkeypatch):
+    "The reader makes an error of its own of whatever is raised inside it"
+    file, real = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), warm_start.safe_open
+    def read(*args):
+        try: signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as why: raise SafetensorError("interrupted") from why
+        return real(*args)
+    monkeypatch.setattr(warm_start, "safe_open", read)
+    with pytest.raises(KeyboardInterrupt): load_model(file)
+
+
+def test_a_saved_model_can_be_read_by_whom_the_system_lets(tmp_path):
+    before = os.umask(0o022)
+    try: file = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
+    finally: os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
 def test_a_task_without_a_length_is_refused():
@@ -744,6 +800,25 @@ def test_answers_behind_thoughts_are_checked_as_text_is():
         for text, right in table.items():
             ids = torch.tensor([[[symbols[c] for c in text.ljust(width, "2")]]])
             assert right_answers(task, task.encode([asked])[1], ids, [asked]).tolist() == [[right]], text
+
+
+def test_padding_ends_no_answer():
+    "Room for three characters: a right sum fills it and has no end, where there are three it is not; with a fourth it is"
+    item = COUNTDOWN.item("2 5>7=")
+    symbols = {c: i for i, c in enumerate([*COUNTDOWN.vocab.chars, "<"])}
+    ids, answer = torch.tensor([[[symbols[c] for c in "<2+5=7:5+2\n\n\n"]]]), COUNTDOWN.encode([item])[1]
+    assert [right_answers(COUNTDOWN, answer[:, :room], ids, [item]).item() for room in (3, 4)] == [False, True]
+
+
+def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
+    "A generator that was told of shorter answers: likelihoods are those of one that was not"
+    model, (prompt, answer, _) = fresh(), questions()
+    trunk = Trunk(model, prompt)
+    short, long = (ThoughtGenerator(replace(THOUGHTS, length=3), room, STOP)(trunk, 1, temperature=0.0) for room in (2, 6))
+    assert torch.equal(short.inside[..., :5], long.inside[..., :5]) and short.ids.shape[-1] == 7
+    assert torch.allclose(answer_logp(trunk, short, answer, END), answer_logp(trunk, long, answer, END), atol=1e-5)
+    ids, there = with_answer(short, answer, END)
+    assert torch.equal(ids[there].view(4, 6), answer)
 
 
 def test_questions_keep_shift_and_resume():
