@@ -21,13 +21,13 @@ from torch import nn
 
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
+from .evaluation import eval_mode
 from .gpt import ContextualGPT
 from .tasks import Item, Task, load_task
 from .thought_rl import NothingToLearn, ThoughtRL, ThoughtRLConfig
 from .thought_validation import TheaterFound, Watch, forgives, validate_episode
 from .thoughts import ThoughtConfig, thoughts_for
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
-from .trigram import eval_mode
 from .warm_start import (
     Questions, WarmStart, distinct, load_model, no_wider, save_model, thinker, warm_loss)
 

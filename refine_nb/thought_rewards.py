@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['REWARDS', 'compute_reward', 'with_answer', 'written_logp', 'answer_logp', 'direct_logp', 'Coherence',
-           'CoherenceScorer']
+           'CoherenceScorer', 'thought_diversity']
 
 # %% ../nbs/23_thought_rewards.ipynb #tr0imp
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .branches import Trunk, branch_logits
+from .evaluation import normalized_edit_distance
 from .gpt import ContextualGPT
 from .thoughts import Thoughts, to_end
 
@@ -136,3 +138,14 @@ class CoherenceScorer:
         thought = _centred(model.hidden(ids.flatten(0, 1)), inside.flatten(0, 1)).unflatten(0, ids.shape[:2])
         question = _centred(model.hidden(prompt), asked)[:, None]
         return (1 + F.cosine_similarity(question, thought, dim=-1)).float() / 2
+
+# %% ../nbs/23_thought_rewards.ipynb #tr3
+def thought_diversity(
+    found: Thoughts,
+) -> float:
+    "Mean divergence (edit distance as a share of the length) between the thoughts of one question"
+    pairs = []
+    for ids, inside in zip(found.ids, found.inside):
+        texts = [row[keep].tolist() for row, keep in zip(ids, inside)]
+        pairs += [normalized_edit_distance(a, b) for a, b in combinations(texts, 2)]
+    return sum(pairs) / len(pairs) if pairs else 0.0

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from ._errors import unknown_name
 from .branches import Trunk, branch_logits, generate
-from .candidates import entropy
+from .candidates import group_advantage
+from .evaluation import entropy, eval_mode, kl_exact
 from .gpt import ContextualGPT
-from .grpo import group_advantage, kl_exact
 from .tasks import Item, Task
 from .thought_rewards import (
     REWARDS, CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer, written_logp)
 from .thoughts import ThoughtConfig, ThoughtGenerator, Thoughts, right_answers, to_end
-from .trigram import eval_mode
 
 # %% ../nbs/24_thought_rl.ipynb #tl4
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .branches import Trunk, _as_cache
+from .evaluation import eval_mode
 from .gpt import GPTConfig, choose
 from .tasks import Item, Task
-from .trigram import eval_mode
 
 # %% ../nbs/20_thoughts.ipynb #qs1
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
 from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
-from refine_nb.thought_rewards import CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer
+from refine_nb.thought_rewards import CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity, with_answer
 from refine_nb.thought_rl import (
     ExpertIterationBatches, NothingToLearn, PublishedObjective, ThoughtRL, ThoughtRLConfig, ThoughtSampler,
     compute_kl_divergence, kl_without_thoughts, naive_loss)
-from refine_nb.thought_validation import thought_diversity, validate_episode
+from refine_nb.thought_validation import validate_episode
 from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
 from refine_nb.trm import NormedGPT
