@@ -55,6 +55,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'refine_nb/candidates.py'),
                                       'refine_nb.candidates.Candidates': ('candidates.html#candidates', 'refine_nb/candidates.py'),
                                       'refine_nb.candidates._check': ('candidates.html#_check', 'refine_nb/candidates.py'),
+                                      'refine_nb.candidates._divisor': ('candidates.html#_divisor', 'refine_nb/candidates.py'),
                                       'refine_nb.candidates._draw': ('candidates.html#_draw', 'refine_nb/candidates.py'),
                                       'refine_nb.candidates._top_and_tail': ('candidates.html#_top_and_tail', 'refine_nb/candidates.py'),
                                       'refine_nb.candidates.exact_match': ('candidates.html#exact_match', 'refine_nb/candidates.py'),

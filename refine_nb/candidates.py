@@ -143,37 +143,55 @@ def _top_and_tail(logp, uncertain, cfg, generator):
     many, few = torch.where(slot < k, 1.0, (v - k) / max(m, 1)), (slot < cfg.confident_k).float()
     return torch.where(uncertain[..., None], explored, refined), torch.where(uncertain[..., None], many, few)
 
-# %% ../nbs/13_candidates.ipynb #c13adv
+# %% ../nbs/13_candidates.ipynb #c13div
 SCALES = ("none", "group", "mean", "probability")
 BASELINES = ("mean", "leave_one_out", "split")
 
 
-def group_advantage(
-    reward: Shaped[Tensor, "*b g"],  # numbers, counts or truth values
-    weight: Float[Tensor, "*b g"],  # of each try, 0 for absent ones; 1/g for samples
-    scale: str = "none",  # divide by nothing, by the group's standard deviation ("group"), its mean ("mean") or Σ share · reward ("probability")
-    baseline: str = "mean",  # of the group, or of the others ("leave_one_out")
-    share: Float[Tensor, "*b g"] | None = None,  # of each try, standing for itself alone; its weight by default
-) -> tuple[Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:  # advantages; groups in which all tries earned the same
-    "How much better each try was than its group; 0 where nothing can be learned. Raises `ValueError` for a reward that is not finite, or negative where it is divided by"
-    _check(reward, scale, baseline)
-    dtype = reward.dtype if reward.is_floating_point() else torch.get_default_dtype()
-    reward, weight = reward.double(), weight.double()  # leave one out divides by what the others weigh
-    there, total = weight > 0, weight.sum(-1, keepdim=True)
-    low, high = reward.masked_fill(~there, torch.inf).amin(-1), reward.masked_fill(~there, -torch.inf).amax(-1)
-    rounding = 4 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())  # of rewards that were added up from parts
-    flat, mean = (high - low <= rounding)[..., None], (weight * reward).sum(-1, keepdim=True) / total
-    adv = reward - mean
-    if scale == "group": adv = adv / ((weight * adv.square()).sum(-1, keepdim=True) / total).sqrt().clamp(min=1e-30)
-    if scale == "mean": adv = adv / mean.clamp(min=1e-30)
-    if scale == "probability": adv = adv / ((weight if share is None else share) * reward).sum(-1, keepdim=True).clamp(min=1e-30)
-    if baseline == "leave_one_out": adv = adv * total / (total - weight).clamp(min=1e-12)  # r − mean of the others = (r − mean) · Σw / (Σw − w)
-    return torch.where(flat | ~there, 0.0, adv).to(dtype), flat[..., 0]
+def _divisor(scale, reward, weight, share, mean, low, high, left_out):
+    "Mean, Σ share · reward or deviation; with `left_out`, whatever the try itself earned"
+    swapped = float(left_out)  # a try's own reward gives way to the best, in a deviation half to the best, half to the worst
+    if scale == "mean": return (mean + swapped * weight / weight.sum(-1, keepdim=True) * (high - reward)).clamp(min=1e-30)
+    if scale == "probability":
+        return ((share * reward).sum(-1, keepdim=True) + swapped * share * (high - reward)).clamp(min=1e-30)
+    adv, best, worst, total = reward - mean, high - mean, low - mean, weight.sum(-1, keepdim=True)
+    own = swapped * weight / total
+    square = (weight * adv.square()).sum(-1, keepdim=True) / total + own * ((best.square() + worst.square()) / 2 - adv.square())
+    return (square - (own * ((best + worst) / 2 - adv)).square()).sqrt().clamp(min=1e-30)
 
 
 def _check(reward, scale, baseline):
     "What an advantage cannot be made of"
     if scale not in SCALES: raise ValueError(f"scale {scale!r} is none of {', '.join(SCALES)}")
-    if baseline not in BASELINES[:2]: raise ValueError(f"baseline {baseline!r} is none of {', '.join(BASELINES[:2])}" + ("; GRPO.advantages combines them" if baseline == "split" else ""))
-    if not torch.isfinite(reward).all(): raise ValueError(f"a reward is {reward[~torch.isfinite(reward)][0].item()}: rewards must be finite numbers")
-    if scale in ("mean", "probability") and (reward < 0).any(): raise ValueError(f"a reward is {reward.min().item():g}: scale {scale!r} divides by their mean and needs rewards of at least 0; shift them, or use 'none' or 'group'")
+    if baseline not in BASELINES[:2]:
+        hint = "; GRPO.advantages combines them" if baseline == "split" else ""
+        raise ValueError(f"baseline {baseline!r} is none of {', '.join(BASELINES[:2])}{hint}")
+    if not torch.isfinite(reward).all():
+        raise ValueError(f"a reward is {reward[~torch.isfinite(reward)][0].item()}: rewards must be finite numbers")
+    if scale in ("mean", "probability") and (reward < 0).any():
+        lowest = f"a reward is {reward.min().item():g}"
+        way_out = "needs rewards of at least 0; shift them, or use 'none' or 'group'"
+        raise ValueError(f"{lowest}: scale {scale!r} divides by their mean and {way_out}")
+
+# %% ../nbs/13_candidates.ipynb #c13adv
+def group_advantage(
+    reward: Shaped[Tensor, "*b g"],  # numbers, counts or truth values
+    weight: Float[Tensor, "*b g"],  # of each try, 0 for absent ones; 1/g for samples
+    scale: str = "none",  # or "group" (deviation), "mean", "probability" (Σ share · reward): what is divided by
+    baseline: str = "mean",  # of the group, or of the others ("leave_one_out")
+    share: Float[Tensor, "*b g"] | None = None,  # of each try, standing for itself alone; its weight by default
+) -> tuple[Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:  # advantages; groups in which all tries earned the same
+    "How much better each try was than its group; 0 where nothing can be learned; bad rewards are refused"
+    _check(reward, scale, baseline)
+    dtype = reward.dtype if reward.is_floating_point() else torch.get_default_dtype()
+    reward, weight = reward.double(), weight.double()  # leave one out divides by what the others weigh
+    share, total = weight if share is None else share, weight.sum(-1, keepdim=True)
+    there = weight > torch.finfo(torch.float32).tiny  # a weight below has an advantage beyond fp32
+    low = reward.masked_fill(~there, torch.inf).amin(-1, keepdim=True)
+    high = reward.masked_fill(~there, -torch.inf).amax(-1, keepdim=True)
+    rounding = 4 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())  # rewards are added up from parts
+    flat, mean = high - low <= rounding, (weight * reward).sum(-1, keepdim=True) / total
+    adv, left_out = reward - mean, baseline == "leave_one_out"
+    if left_out: adv = adv * total / (total - weight).clamp(min=1e-12)  # r − mean of the others
+    if scale != "none": adv = adv / _divisor(scale, reward, weight, share, mean, low, high, left_out)
+    return torch.where(flat | ~there, 0.0, adv).to(dtype), flat[..., 0]

@@ -47,7 +47,7 @@ class GRPOConfig:
     "How tries become an update"
 
     scale_rewards: str = "mean"  # "none", "group" (standard deviation), "mean" or "probability"
-    baseline: str = "mean"  # or "leave_one_out", or "split": the mean for chosen characters, leave one out for drawn ones
+    baseline: str = "mean"  # or "leave_one_out", or "split": mean for chosen characters, leave one out for drawn
     reward_weight: float = 1.0  # 0: the control that gets no reward, only the penalty
     partial_credit: float = 0.0  # what a wrong character among the reference's five likeliest earns
     beta: float = 0.0  # weight of KL to the reference
