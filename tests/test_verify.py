@@ -141,6 +141,16 @@ def test_few_arms_cover_a_change(project):
 
 
 @needs_git
+def test_arms_whose_code_is_not_known_are_counted(project, capsys):
+    first = git(project, "rev-parse", "HEAD")
+    verify(root=project)
+    (project / "results/s/executed.json").unlink()
+    edit(project, "train", "_stateful", "_with_state")
+    assert verify(root=project, changed_since=first) == []
+    assert "1 arms were never run, or ran code that has other names by now" in capsys.readouterr().err
+
+
+@needs_git
 def test_ctrl_c_leaves_no_process_and_no_folder(project, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-m", "refine_nb._cli", "verify", "--root", project]
