@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from refine_nb.candidates import (
+    DEVIATIONS,
     ESTIMATORS,
     SCALES,
     CandidateConfig,
@@ -249,7 +250,7 @@ def test_probability_scale_keeps_the_weight_of_the_selection():
     assert torch.allclose(mean, (reward - 0.4 / 1.1) / (0.4 / 1.1)) and torch.allclose(own, (reward - 0.4 / 1.1) / 0.1)
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(("std",), "none of none, group, mean, probability"), (("none", "loo"), "none of mean, leave_one_out"), (("none", "split"), "GRPO.advantages"), (("mean",), "a reward is -1: scale 'mean' divides"), (("probability",), "'probability' divides")])
+@pytest.mark.parametrize(("arguments", "message"), [(("std",), "none of none, group, mean, probability"), (("none", "loo"), "none of mean, leave_one_out"), (("none", "split"), "GRPO.advantages"), (("group", "mean", None, "std"), "none of population, sample"), (("mean",), "a reward is -1: scale 'mean' divides"), (("probability",), "'probability' divides")])
 def test_what_an_advantage_cannot_be_made_of(arguments, message):
     with pytest.raises(ValueError, match=message): group_advantage(torch.tensor([1.0, -1.0]), torch.full((2,), 0.5), *arguments)
 
@@ -273,3 +274,20 @@ def test_rounding_is_no_advantage():
 def test_rewards_that_count_are_not_cast_to_nothing(kind):
     adv, _ = group_advantage(torch.tensor([[1, 0, 0, 1]]).to(kind), torch.full((1, 4), 0.25))
     assert adv.tolist() == [[0.5, -0.5, -0.5, 0.5]] and adv.dtype == torch.float32
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
+def test_deviation_of_population_or_sample(baseline):
+    "TRL divides by the sample's deviation plus 1e-4, which leaves next to nothing of a nearly flat group; both by torch's own"
+    reward = torch.tensor([[0.0, 1.0, 1.0, 5.0], [1.00001, 1.0, 1.0, 1.0], [2.0, 2.0, 2.0, 2.0]])
+    weight, centred = torch.full((3, 4), 1 / 4), reward - reward.mean(-1, keepdim=True)
+    population, sample = (group_advantage(reward, weight, "group", baseline, deviation=d)[0] for d in DEVIATIONS)
+    if baseline == "mean":
+        assert torch.allclose(sample, centred / (reward.std(-1, keepdim=True) + 1e-4), atol=1e-3)
+        assert torch.allclose(population[0], centred[0] / reward[0].std(correction=0), atol=1e-5)
+    assert population[1].abs().max() > 1 > 0.2 > sample[1].abs().max() > 0 and not population[2].any() and not sample[2].any()
+
+
+@pytest.mark.parametrize(("ratio", "guided"), [(0.07, 7), (0.29, 29), (0.071, 8), (0.57, 57), (0.0, 0)])
+def test_a_share_of_a_batch_is_not_one_more_by_rounding(ratio, guided):
+    assert select(random_logp(100, 30), CandidateConfig("uniform", exhaustive_ratio=ratio), generator()).guided.sum() == guided

@@ -7,7 +7,7 @@ from refine_nb.data import Windows
 from refine_nb.evaluation import kl_exact
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.grpo import FOUND, GRPO, TENSORS, AllPositions, GRPOConfig, Rollouts, grpo_loss
-from refine_nb.train import TrainConfig, count_flops, cross_entropy, train
+from refine_nb.train import NonFiniteLoss, TrainConfig, count_flops, cross_entropy, train
 from refine_nb.trigram import NGram
 
 V = 7
@@ -227,6 +227,39 @@ def test_partial_credit_along_branches():
     assert {(0, True), (0, False), (1, True)} <= seen
 
 
+def ragged(batch, seed):
+    "A rollout objective that has called a model once: its loss, its metrics and itself; answers end early"
+    objective = Rollouts(GRPOConfig("none"), CandidateConfig("on_policy", n_samples=6), V, 3, end=2, seed=seed)
+    return *objective(tiny(), batch), objective
+
+
+def test_batches_of_an_update_count_by_their_weights():
+    "Answers of several lengths in two batches: by `terms` the mean over all tries, which the mean of both means is not"
+    (a, _, first), (b, _, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
+    adv, weight = (torch.cat([getattr(o.tries, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
+    whole, terms = -(weight * adv).sum() / weight.sum(), [o.terms(dict(tokens=1)) for o in (first, second)]
+    assert ((a * terms[0] + b * terms[1]) / sum(terms)).item() == pytest.approx(whole.item(), abs=1e-6)
+    assert abs((a + b).item() / 2 - whole.item()) > 1e-4
+
+
+def test_what_an_update_sums_and_what_it_takes_the_extremes_of():
+    "Lowest, highest and number of two batches, as if they were one"
+    (_, a, first), (_, b, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
+    how = dict(sum=sum, min=min, max=max)
+    both = {name: how[kind]((a[name], b[name])) for name, kind in GRPO.reductions.items()}
+    reward = torch.cat([o.tries.reward.flatten() for o in (first, second)])
+    written = sum((o.tries.weight > 0).sum().item() for o in (first, second))
+    assert both == dict(tokens=7 * 3, generated=written, reward_min=reward.min().item(), reward_max=reward.max().item())
+
+
+@pytest.mark.parametrize("form", [lambda e: AllPositions(GRPOConfig(), e, V), lambda e: Rollouts(GRPOConfig(), e, V, 3)])
+@pytest.mark.parametrize("estimator", ["on_policy", "exact"])
+def test_a_policy_that_is_no_number_stops_the_loop(form, estimator):
+    model = tiny()
+    with torch.no_grad(): next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteLoss): train(model, form(CandidateConfig(estimator)), Windows(text(), 9, 4), TrainConfig(steps=2), progress=False)
+
+
 def test_metrics_have_their_names():
     reference = NGram.fit(text(), V, 2)
     for objective in (AllPositions(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, reference), Rollouts(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, 3, reference)):
@@ -298,7 +331,7 @@ def test_dropout_is_off_while_a_policy_tries():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (dict(scale_rewards="std"), "none of none, group, mean, probability"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"),
+    (dict(scale_rewards="std"), "none of none, group, mean, probability"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"), (dict(deviation="std"), "none of population, sample"),
     (dict(beta=-1.0), "beta"), (dict(beta=float("nan")), "beta"), (dict(partial_credit=1.5), "partial_credit"), (dict(epsilon=1.0), "epsilon"), (dict(num_iterations=0), "num_iterations")])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message): GRPOConfig(**settings)
@@ -315,6 +348,9 @@ def test_refusals_before_training():
     with pytest.raises(ValueError, match="branches of 0"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 0)
     with pytest.raises(ValueError, match="prefix match"): Rollouts(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
     with pytest.raises(ValueError, match="do not fit a context of 12"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
+    for objective, shape in ((AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (2, 1)), (Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3), (2, 3)), (AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (0, 9))):
+        with pytest.raises(ValueError, match=f"batch of {shape[0]} windows of {shape[1]} characters: it needs"): objective(tiny(), torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match="5 likeliest characters, and there are 4"): AllPositions(GRPOConfig(partial_credit=0.2), CandidateConfig("exact"), 4, NGram.fit(text() % 4, 4, 2))
     with pytest.raises(ValueError, match="must be finite"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
 
 
