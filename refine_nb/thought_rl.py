@@ -36,11 +36,12 @@ from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
 from .branches import Trunk, branch_logits, generate
 from .candidates import entropy
+from .checkpoints import checkpoints, read_manifest
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
-from .train import TrainConfig, adamw, checkpoints, read_manifest, train
+from .train import TrainConfig, adamw, train
 from .trigram import eval_mode
 
 # %% ../nbs/27_thought_rl.ipynb #tl1

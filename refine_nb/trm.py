@@ -6,10 +6,9 @@
 __all__ = ['REWARDS', 'PAPER', 'SIZES', 'PROFILES', 'Batch', 'EXPLORE', 'supervision_weights', 'refinement_loss',
            'reward_gradient', 'refinement_optimum', 'Recursion', 'Refinement', 'TRMConfig', 'NormedGPT', 'RecursiveGPT',
            'gross_refinement', 'net_refinement', 'step0_degradation', 'Supervised', 'supervised', 'answer_loss', 'TRM',
-           'score_steps', 'evaluate_steps', 'Averaged', 'table_of', 'every_start']
+           'score_steps', 'evaluate_steps', 'table_of', 'every_start']
 
 # %% ../nbs/16_trm.ipynb #t11imp
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -26,7 +25,7 @@ from ._errors import unknown_name
 from .data import CharVocab
 from .gpt import ContextualGPT, GPTConfig
 from .tasks import Item
-from .train import TrainConfig
+from .train import Objective, TrainConfig
 from .trigram import eval_mode
 
 # %% ../nbs/16_trm.ipynb #t11weights
@@ -110,7 +109,7 @@ class Refinement:
     improvement_reward_scale: float = 1.0  # of the reward for improving
     improvement_reward: str = "naive"  # "naive" (as published), "stop_gradient" on the step before, "hinge" (charges for getting worse) or "none"
     contrastive: float = 0.0  # weight of the mean cosine between successive answers
-    curriculum: int = 0  # batches over which the number of supervision steps grows from 1 to all; 0: all from the start
+    curriculum: int = 0  # updates over which the number of supervision steps grows from 1 to all; 0: all from the start
 
     def __post_init__(self):
         supervision_weights(self.supervision_weight_base, 1)
@@ -313,23 +312,34 @@ def answer_loss(
 EXPLORE = 0.1  # share of rows that must go on for a random number of steps, whatever the halting head says
 
 
-class TRM:
+class TRM(Objective):
     "Objective: a loss after every supervision step"
 
     def __init__(self, cfg: Refinement = Refinement()):
-        self.cfg, self.batches = cfg, 0
+        self.cfg, self.updates = cfg, 0
 
     def n_steps(self, model: RecursiveGPT) -> int:
         "Supervision steps of the coming batch"
         n = model.cfg.recursion.n_supervision
-        return n if self.batches >= self.cfg.curriculum else 1 + (n - 1) * self.batches // self.cfg.curriculum
+        return n if self.updates >= self.cfg.curriculum else 1 + (n - 1) * self.updates // self.cfg.curriculum
+
+    def after_update(self, model: RecursiveGPT) -> None:
+        "The curriculum goes on"
+        self.updates += 1
+
+    def kind(self, model: RecursiveGPT) -> int:
+        "Passes of as many supervision steps cost the same"
+        return self.n_steps(model)
+
+    def work(self, metrics: dict[str, float | int]) -> float:
+        "With halting, a pass costs as much as rows go through steps"
+        return metrics.get("steps_per_row", 1)
 
     def __call__(self, model: ContextualGPT, batch: Batch) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         if not isinstance(model, RecursiveGPT): raise TypeError(f"TRM supervises the steps of a RecursiveGPT, and a {type(model).__name__} has none: train it with `answer_loss`")
         self.cfg.check_steps(model.cfg.recursion)
         ids, target = supervised(batch)
         loss, losses, more = (self.halting if model.cfg.recursion.halting else self.all_steps)(model, ids, target)
-        self.batches += 1
         named = {f"loss_{i}": v for i, v in enumerate(losses)}
         return loss, named | more | dict(refinement=gross_refinement(losses), tokens=target.numel())
 
@@ -365,11 +375,11 @@ class TRM:
 
     def state_dict(self) -> dict[str, Tensor]:
         "How far the curriculum is"
-        return {"batches": torch.tensor(self.batches)}
+        return {"updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         "Go on from a saved state"
-        self.batches = int(state["batches"])
+        self.updates = int(state["updates"])
 
 # %% ../nbs/16_trm.ipynb #t11score
 @torch.no_grad()
@@ -397,43 +407,6 @@ def evaluate_steps(
     losses = nll.double().mean((1, 2)).tolist()
     last = dict(val_loss=losses[-1], val_accuracy=hit[-1].double().mean().item(), val_exact=hit[-1].all(-1).double().mean().item())
     return last | {f"val_loss_{i}": v for i, v in enumerate(losses)} | dict(val_refinement=gross_refinement(losses))
-
-# %% ../nbs/16_trm.ipynb #t11ema
-class Averaged:
-    "An objective that also keeps an exponential moving average of the model's weights"
-
-    def __init__(
-        self,
-        objective,  # (model, batch) → (loss, metrics)
-        model: nn.Module,  # the one to be trained
-        decay: float = 0.999,  # of the average; less in the first steps, which would otherwise be its main part
-    ):
-        if not 0 < decay < 1: raise ValueError(f"decay is {decay}, needs a number between 0 and 1")
-        self.objective, self.decay, self.calls = objective, decay, 0
-        self.average = copy.deepcopy(model).requires_grad_(False).eval()
-
-    def __call__(self, model: nn.Module, batch) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
-        self.absorb(model)
-        return self.objective(model, batch)
-
-    @torch.no_grad()
-    def absorb(self, model: nn.Module) -> None:
-        "Move the average towards the model's weights"
-        kept = min(self.decay, (1 + self.calls) / (10 + self.calls))
-        for mean, p in zip(self.average.parameters(), model.parameters(), strict=True): mean.lerp_(p, 1 - kept)
-        self.calls += 1
-
-    def state_dict(self) -> dict[str, Tensor]:
-        "The average, and the state of the objective within"
-        inner = self.objective.state_dict() if hasattr(self.objective, "state_dict") else {}
-        return {"calls": torch.tensor(self.calls)} | {f"average/{k}": v.clone() for k, v in self.average.state_dict().items()} | {f"within/{k}": v for k, v in inner.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        "Go on from a saved state"
-        def part(name): return {k.removeprefix(name): v for k, v in state.items() if k.startswith(name)}
-        self.calls = int(state["calls"])
-        self.average.load_state_dict(part("average/"))
-        if inner := part("within/"): self.objective.load_state_dict(inner)
 
 # %% ../nbs/16_trm.ipynb #t11every
 def table_of(

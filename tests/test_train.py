@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import refine_nb.train as train_module
+import refine_nb.checkpoints as checkpoints_module
+from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import BadCheckpoint, NonFiniteLoss, TrainConfig, adamw, checkpoints, count_flops, cross_entropy, lr_at, train
+from refine_nb.train import NonFiniteLoss, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train
 
 IDS = torch.from_numpy(MarkovSource().sample(5000))
 
@@ -210,7 +211,7 @@ def test_a_failure_while_writing_a_checkpoint_leaves_the_old_one(tmp_path, monke
     "Each thing that writing does fails in turn; the next process finds the checkpoint before, and the same weights in the end"
     whole, calls = fresh(dropout=0.2), []
     go(whole)
-    target = (pathlib.Path, "rename") if broken == "rename" else (train_module, broken)
+    target = (pathlib.Path, "rename") if broken == "rename" else (checkpoints_module, broken)
     real = getattr(*target)
 
     def fail(*args, **kwargs):

@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 
 import refine_nb.trm as trm
+from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.tasks import load_task
-from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, count_flops, cross_entropy, load_weights, train
+from refine_nb.train import Averaged, TrainConfig, count_flops, cross_entropy, train
 from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
+from refine_nb.trm import (PAPER, PROFILES, TRM, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
                            reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
 
 V = 11
@@ -332,7 +333,7 @@ def test_average_by_hand():
 def test_counting_flops_does_not_move_the_curriculum():
     model, objective = tiny(), TRM(Refinement(curriculum=10))
     count_flops(model, objective, random_ids(2, 9))
-    assert objective.batches == 0
+    assert objective.updates == 0
 
 
 def test_a_step_of_recursion_costs_as_many_plain_layers():
