@@ -87,6 +87,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'refine_nb/checkpoints.py'),
                                        'refine_nb.checkpoints._check_identity': ( 'checkpoints.html#_check_identity',
                                                                                   'refine_nb/checkpoints.py'),
+                                       'refine_nb.checkpoints._difference': ('checkpoints.html#_difference', 'refine_nb/checkpoints.py'),
                                        'refine_nb.checkpoints._fitting_weights': ( 'checkpoints.html#_fitting_weights',
                                                                                    'refine_nb/checkpoints.py'),
                                        'refine_nb.checkpoints._identity': ('checkpoints.html#_identity', 'refine_nb/checkpoints.py'),

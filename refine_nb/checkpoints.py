@@ -117,29 +117,27 @@ def save_checkpoint(
 # %% ../nbs/08_checkpoints.ipynb #ck3
 _FILES = {"model.safetensors", "rows.jsonl", "training.safetensors"}
 _FIELDS = dict(step=int, identity=dict, tensors=list, files=dict)  # of a manifest, and what each is
-_OLDER = "remove the folder {} to go on from an older checkpoint"
 
 
 def read_manifest(
     checkpoint: str | Path,  # one checkpoint's folder
 ) -> dict:  # step, identity, tensors, files
     "The manifest, after checking every file against it; raises `BadCheckpoint`"
-    path, way_out = Path(checkpoint) / "manifest.json", _OLDER.format(checkpoint)
+    path = Path(checkpoint) / "manifest.json"
     try:
         manifest = json.loads(path.read_text())
         seal = manifest.pop("seal")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as why:
-        raise BadCheckpoint(f"{checkpoint} is no checkpoint: its manifest.json cannot be read ({why!r}); "
-                            f"{way_out}") from why
+        raise BadCheckpoint(f"{checkpoint} is no checkpoint: its manifest.json cannot be read ({why!r})") from why
     if manifest.get("format") != _FORMAT:
         raise BadCheckpoint(f"{path} does not say {_FORMAT!r}: written by something else, or by another version")
-    if seal != _seal(manifest): raise BadCheckpoint(f"{path} is damaged: it does not match its own seal; {way_out}")
+    if seal != _seal(manifest): raise BadCheckpoint(f"{path} is damaged: it does not match its own seal")
     for name, kind in _FIELDS.items():
-        if not isinstance(manifest.get(name), kind): raise BadCheckpoint(f"{path} is incomplete: no {name}; {way_out}")
+        if not isinstance(manifest.get(name), kind): raise BadCheckpoint(f"{path} is incomplete: no {name}")
     for name in sorted(_FILES | manifest["files"].keys()):
         file = path.with_name(name)
         if file.is_file() and _sha256(file) == manifest["files"].get(name): continue
-        raise BadCheckpoint(f"{file} is missing or damaged (its SHA-256 is not the manifest's); {way_out}")
+        raise BadCheckpoint(f"{file} is missing or damaged (its SHA-256 is not the manifest's)")
     return manifest
 
 
@@ -152,10 +150,11 @@ def newest_checkpoint(
         try: read_manifest(checkpoint)
         except BadCheckpoint as why: damage.append(why)
         else:
-            for why in damage: warnings.warn(f"{why}. It goes on from {checkpoint}", stacklevel=2)
+            for why in damage: warnings.warn(f"{why}. The checkpoint before it is used: {checkpoint}", stacklevel=2)
             return checkpoint
-    if damage: raise damage[0]
-    return None
+    if not damage: return None
+    way_out = "Use another folder, or resume=False to start afresh in this one"
+    raise BadCheckpoint(f"{damage[0]}. No checkpoint in {folder} is whole. {way_out}") from damage[0]
 
 # %% ../nbs/08_checkpoints.ipynb #ck4
 def _read(checkpoint: str | Path, name: str) -> dict[str, Tensor]:
@@ -185,6 +184,14 @@ def load_weights(
     model.load_state_dict(_fitting_weights(model, checkpoint))
 
 # %% ../nbs/08_checkpoints.ipynb #ck5
+def _difference(what: str, theirs: object, ours: object) -> str:
+    "What differs, in words; of fields only those that do"
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        differ = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
+        theirs, ours = ({name: of[name] for name in differ if name in of} for of in (theirs, ours))
+    return f"{what}: {theirs} there, {ours} here"
+
+
 def _check_identity(checkpoint: str | Path, manifest: dict, ours: dict, extends: bool) -> None:
     "Raises `BadCheckpoint` where a checkpoint belongs to another run; `extends`: one with fewer steps is the same"
     theirs = manifest["identity"]
@@ -193,11 +200,27 @@ def _check_identity(checkpoint: str | Path, manifest: dict, ours: dict, extends:
     before, now = (settings.get("steps", 0) for settings in (theirs["settings"], ours["settings"]))
     longer = before < now and ours["settings"] | dict(steps=before) == theirs["settings"]
     if longer and extends: ours = ours | dict(settings=theirs["settings"])
-    other = [f"{what}: {theirs[what]} there, {ours[what]} here" for what in ours if theirs[what] != ours[what]]
+    other = [_difference(what, theirs[what], ours[what]) for what in ours if theirs[what] != ours[what]]
     if not other: return
     way_out = "Use another folder, or resume=False to start afresh in this one"
     if longer: way_out += f", or extend=True to go on from {before} to {now} steps"
     raise BadCheckpoint(f"{checkpoint} belongs to another run: {'; '.join(other)}. {way_out}")
+
+# %% ../nbs/08_checkpoints.ipynb #ck5b
+def _restore(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, parts: dict[str, object]) -> None:
+    "Bring the parts, the optimiser and the random states to where they were"
+    groups: dict = {name: {} for name in ("optimizer", "rng", *parts)}
+    for name, value in tensors.items():
+        owner, _, key = name.partition("/")
+        groups.setdefault(owner, {})[key] = value
+    for name, part in parts.items(): part.load_state_dict(groups[name])
+    state = optimizer.state_dict()
+    for key, value in groups["optimizer"].items():
+        i, _, name = key.partition("/")
+        state["state"].setdefault(int(i), {})[name] = value
+    optimizer.load_state_dict(state)
+    torch.set_rng_state(groups["rng"]["cpu"])
+    if "cuda" in groups["rng"] and torch.cuda.is_available(): torch.cuda.set_rng_state(groups["rng"]["cuda"])
 
 
 def load_checkpoint(
@@ -223,19 +246,3 @@ def load_checkpoint(
     except ValueError as why: raise BadCheckpoint(f"{checkpoint} belongs to another run: {why}") from why
     model.load_state_dict(weights)
     return rows
-
-
-def _restore(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer, parts: dict[str, object]) -> None:
-    "Bring the parts, the optimiser and the random states to where they were"
-    groups: dict = {name: {} for name in ("optimizer", "rng", *parts)}
-    for name, value in tensors.items():
-        owner, _, key = name.partition("/")
-        groups.setdefault(owner, {})[key] = value
-    for name, part in parts.items(): part.load_state_dict(groups[name])
-    state = optimizer.state_dict()
-    for key, value in groups["optimizer"].items():
-        i, _, name = key.partition("/")
-        state["state"].setdefault(int(i), {})[name] = value
-    optimizer.load_state_dict(state)
-    torch.set_rng_state(groups["rng"]["cpu"])
-    if "cuda" in groups["rng"] and torch.cuda.is_available(): torch.cuda.set_rng_state(groups["rng"]["cuda"])

@@ -1,5 +1,6 @@
 """The recursion against one written out, the reward against calculus, gradients with and without detaching and checkpointing, caching, halting, averages, resumption, refusals"""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.tasks import load_task
-from refine_nb.train import Averaged, TrainConfig, count_flops, cross_entropy, train
+from refine_nb.train import Averaged, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
 from refine_nb.trigram import score
 from refine_nb.trm import (PAPER, PROFILES, TRM, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
                            reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
@@ -317,23 +318,50 @@ def test_stopped_and_resumed(tmp_path, objective, refinement, stop):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_average_by_hand():
-    model = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(model.weight)
-    averaged, mean = Averaged(lambda m, b: (m.weight.sum(), {}), model, 0.5), 0.0
-    for call in range(6):
-        torch.nn.init.constant_(model.weight, call + 1.0)
-        averaged(model, None)
-        kept = min(0.5, (1 + call) / (10 + call))
-        mean = kept * mean + (1 - kept) * (call + 1)
-        assert averaged.average.weight.item() == pytest.approx(mean, rel=1e-5)
-    assert not averaged.average.weight.requires_grad
-
-
 def test_counting_flops_does_not_move_the_curriculum():
     model, objective = tiny(), TRM(Refinement(curriculum=10))
     count_flops(model, objective, random_ids(2, 9))
     assert objective.updates == 0
+
+
+def by_brute_force(run):
+    "Operations of a run: every batch counted by itself, just before its update"
+    total, cfg, optimizer = 0, run["cfg"], adamw(run["model"], run["cfg"])
+    for step in range(cfg.steps):
+        batch = next(run["batches"])
+        total += count_flops(run["model"], run["objective"], batch)
+        update(run["model"], run["objective"], [batch], optimizer, lr_at(step, cfg), cfg.clip)
+    return total
+
+
+@pytest.mark.parametrize("name, refinement, recursion", [("curriculum", Refinement(curriculum=15), Recursion()),
+                                                         ("halting", Refinement(1.0, **NONE), Recursion(2, 3, 4, True, True, True))])
+def test_operations_are_those_of_every_batch(name, refinement, recursion):
+    "Steps that come with the curriculum, rows that halt: the loop counts each kind once and knows the sum"
+    def run():
+        out = fresh(None, refinement, recursion)
+        if out["model"].halt is not None: torch.nn.init.constant_(out["model"].halt.bias, 0.0), torch.nn.init.normal_(out["model"].halt.weight)  # some rows halt
+        return out
+
+    rows = train(**run())
+    assert rows[-1]["flops"] == by_brute_force(run())
+    assert rows[-1]["flops"] != 20 * rows[0]["flops"]
+
+
+def test_the_curriculum_is_counted_in_updates():
+    "Four batches an update: all have the same number of steps"
+    objective, run = TRM(Refinement(curriculum=4)), fresh(None, Refinement(curriculum=4))
+    rows = train(**run | dict(objective=objective, cfg=replace(run["cfg"], steps=6, accumulate=4)))
+    assert [sum(k.startswith("loss_") for k in r) for r in rows] == [1, 1, 2, 3, 4, 4] and objective.updates == 6
+
+
+def test_a_step_that_some_batches_did_not_reach():
+    "Its loss is the mean of those that did"
+    few, many = ({"loss_0": 1.0, "tokens": 2}, {"loss_0": 4.0, "loss_1": 3.0, "tokens": 4})
+    metrics = iter([few, many])
+    model = torch.nn.Linear(1, 1)
+    row = update(model, lambda m, b: (m.weight.sum(), next(metrics)), [None, None], torch.optim.SGD(model.parameters(), 0.1), 0.1, 1.0)
+    assert row["loss_0"] == pytest.approx(3.0) and row["loss_1"] == pytest.approx(3.0) and row["tokens"] == 6
 
 
 def test_a_step_of_recursion_costs_as_many_plain_layers():
@@ -423,7 +451,6 @@ def test_presets():
 def test_wrong_model():
     with pytest.raises(TypeError, match="a ContextualGPT has none"): TRM()(ContextualGPT(GPTConfig(V)), random_ids(2, 9))
     with pytest.raises(ValueError, match="one step has no step"): TRM()(tiny(n_supervision=1, refinement=Refinement(**NONE)), random_ids(2, 9))
-    with pytest.raises(ValueError, match="decay is 1.0"): Averaged(TRM(), tiny(), 1.0)
 
 
 def test_foreign_checkpoints(tmp_path):
