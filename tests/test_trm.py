@@ -1,4 +1,4 @@
-"""The recursion against one written out, the reward against calculus, gradients with and without detaching and checkpointing, caching, halting, averages, resumption, refusals"""
+"""The recursion against one written out, gradients with and without detaching and checkpointing, caching, halting, costs, resumption, refusals"""
 import math
 from dataclasses import replace
 
@@ -10,11 +10,12 @@ import refine_nb.trm as trm
 from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
+from refine_nb.refinement import Refinement, supervision_weights
 from refine_nb.tasks import load_task
 from refine_nb.train import Averaged, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
 from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, PROFILES, TRM, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
-                           reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
+from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, answer_loss, evaluate_steps, every_start, score_steps,
+                           supervised)
 
 V = 11
 NONE = dict(improvement_reward="none")
@@ -34,59 +35,6 @@ def gradient(model, loss): return torch.cat([g.flatten() for g in torch.autograd
 
 
 def problems(b=6): return random_ids(b, 9), random_ids(b, 3, seed=2)
-
-
-# Losses
-
-def test_weights():
-    assert supervision_weights(3, 4).numpy().round(3).tolist() == pytest.approx([0.025, 0.075, 0.225, 0.675])
-    assert supervision_weights(10, 4).numpy().round(3).tolist() == pytest.approx([0.001, 0.009, 0.090, 0.900])
-    assert supervision_weights(1, 5).tolist() == pytest.approx([0.2] * 5) and supervision_weights(0.5, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
-
-
-def by_loops(losses, base, scale, reward):
-    total = sum(base**i * v for i, v in enumerate(losses)) / sum(base**i for i in range(len(losses)))
-    for before, now in zip(losses, losses[1:]):
-        before = before if reward == "naive" else before.detach()
-        gain = (before - now) / before
-        if reward != "none" and (reward != "hinge" or now > before): total = total - scale * gain
-    return total
-
-
-@pytest.mark.parametrize("reward", trm.REWARDS)
-@pytest.mark.parametrize("values", [[4.0, 2.0, 1.0, 1.5], [3.0, 3.5, 0.2], [2.0]])
-def test_loss_against_loops(reward, values):
-    a, b = (torch.tensor(values, requires_grad=True) for _ in range(2))
-    ours, theirs = refinement_loss(a, 5.0, 0.7, reward), by_loops(b, 5.0, 0.7, reward)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(torch.autograd.grad(ours, a)[0], torch.autograd.grad(theirs, b)[0], rtol=1e-5)
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 7])
-def test_closed_gradient_is_autograds(n):
-    losses = (torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) + 0.3).requires_grad_()
-    assert torch.allclose(reward_gradient(losses.detach(), 3.0, 0.5), torch.autograd.grad(refinement_loss(losses, 3.0, 0.5), losses)[0], atol=1e-7)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_optimum(profile):
-    "Nothing pulls at the steps before the last; two steps by hand; and it is a minimum over each step"
-    base, scale = (PROFILES[profile][k] for k in ("supervision_weight_base", "improvement_reward_scale"))
-    losses = torch.tensor(refinement_optimum(2.24, base, scale), dtype=torch.float64)
-    assert reward_gradient(losses, base, scale)[:3].abs().max() < 1e-6 and losses[3] == 2.24
-    assert refinement_optimum(1.5, base, scale, 2)[0] == pytest.approx(math.sqrt(scale * 1.5 * (1 + base)))
-    for k in range(3):
-        for factor in (0.99, 1.01):
-            moved = losses.clone()
-            moved[k] *= factor
-            assert refinement_loss(moved, base, scale) > refinement_loss(losses, base, scale)
-
-
-def test_measures():
-    assert trm.gross_refinement([4.0, 2.0, 1.0]) == 0.75 and step0_degradation(2.5, 2.0) == 0.5
-    assert net_refinement(2.0, {"a": 2.5, "b": 1.6}) == (1 - 2.0 / 1.6, "b")
-    with pytest.raises(ValueError, match="needs baselines"): net_refinement(2.0, {})
-    with pytest.raises(ValueError, match="loss of 'a' is nan"): net_refinement(2.0, {"a": math.nan})
 
 
 # The model
@@ -231,7 +179,7 @@ HALT = dict(halting=True, detach=True, refinement=Refinement(2.0, **NONE))
 
 
 @pytest.fixture
-def no_exploring(monkeypatch): monkeypatch.setattr(trm, "EXPLORE", 0.0)
+def no_exploring(monkeypatch): monkeypatch.setattr(trm, "_EXPLORE", 0.0)
 
 
 def doubt(model, logit):
@@ -272,7 +220,7 @@ def test_rows_that_halt_are_left_out_of_later_steps(no_exploring):
 
 
 def test_some_explore(monkeypatch):
-    monkeypatch.setattr(trm, "EXPLORE", 1.0)
+    monkeypatch.setattr(trm, "_EXPLORE", 1.0)
     model = doubt(tiny(**HALT), 2.0)
     torch.manual_seed(0)
     assert 2 < TRM(model.cfg.refinement)(model, problems(200))[1]["steps_per_row"] < 4
@@ -439,7 +387,7 @@ def test_the_normed_rival_starts_as_the_recursive_model_does():
 
 def test_presets():
     assert TRMConfig.with_refinement_preset(n_symbols=65).refinement == Refinement(5.0, 1.0, "naive") == Refinement()
-    found = {name: TRMConfig.with_refinement_preset(name, n_symbols=65) for name in PROFILES}
+    found = {name: TRMConfig.with_refinement_preset(name, n_symbols=65) for name in trm._PROFILES}
     assert [(c.refinement.supervision_weight_base, c.refinement.improvement_reward_scale, c.lr) for c in found.values()] == [(3, 0.5, 2e-3), (5, 1, 1e-3), (10, 2, 5e-4)]
     assert all(low <= c.training(1000).warmup <= high for c, (low, high) in zip(found.values(), [(50, 100), (100, 150), (150, 200)]))
     gpu = TRMConfig.preset("gpu", 65, recursion=PAPER, improvement_reward="none")
