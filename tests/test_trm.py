@@ -8,14 +8,15 @@ import torch.nn.functional as F
 
 import refine_nb.trm as trm
 from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
-from refine_nb.data import MarkovSource, Windows
+from refine_nb.data import MarkovSource, Windows, supervised
+from refine_nb.benchmark_tasks import load_task
+from refine_nb.evaluation import score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.refinement import Refinement, supervision_weights
-from refine_nb.tasks import load_task
 from refine_nb.train import Averaged, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
-from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, answer_loss, evaluate_steps, every_start, score_steps,
-                           supervised)
+from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, answer_loss, evaluate_steps,
+                           score_steps)
+from refine_nb.puzzles import every_start
 
 V = 11
 NONE = dict(improvement_reward="none")
