@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ._errors import unknown_name
-from .confidence import window_interval
+from .calibration import window_interval
 from .statistics import bootstrap_interval, Interval
 
 # %% ../nbs/25_anti_theater.ipynb #at1
