@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['r2', 'auroc', 'calibration_curve', 'calibration_error', 'isotonic_map', 'risk_coverage', 'judge_ahead', 'judge_last',
-           'quality', 'r2_gain', 'window_interval']
+           'quality', 'r2_gain']
 
 # %% ../nbs/18_calibration.ipynb #cal18imp
 import math
@@ -18,11 +18,9 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor
 
-from .candidates import entropy
 from .confidence import ConfidenceAwareGPT, Kept, branch_ahead, two_passes
+from .evaluation import entropy, eval_mode
 from .gpt import choose
-from .statistics import Interval
-from .trigram import eval_mode
 
 # %% ../nbs/18_calibration.ipynb #cal18stat
 def _check(**columns):
@@ -232,18 +230,3 @@ def r2_gain(
         line = _line(fit[name].flatten().numpy(), y_fit)
         error[name] = np.square(y - line(judged[name].double().numpy())).sum(1)
     return (error[over] - error["head"]) * len(y) / (np.square(y - y.mean()).sum() or math.nan)
-
-# %% ../nbs/18_calibration.ipynb #cal18win
-def window_interval(
-    statistic: Callable,  # (pred (t,), actual (t,)) → a number
-    pred: Float[np.ndarray, "b t"],
-    actual: Float[np.ndarray, "b t"],
-    level: float = 0.95,
-    resamples: int = 200,
-) -> Interval:
-    "Percentile interval of any statistic over whole windows drawn again; raises `ValueError` for fewer than 100 windows"
-    if len(pred) < 100: raise ValueError(f"{len(pred)} windows are too few for an interval: judge at least 100")
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(len(pred), size=len(pred)) for _ in range(resamples)]
-    low, high = np.quantile([statistic(pred[i].ravel(), actual[i].ravel()) for i in draws], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(pred.ravel(), actual.ravel())), float(low), float(high), len(pred))

@@ -20,9 +20,9 @@ from ._cache import KVCache
 from ._errors import unknown_name
 from .branches import _Masked, tree_mask
 from .data import Windows
+from .evaluation import eval_mode
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
 from .train import cross_entropy
-from .trigram import eval_mode
 
 # %% ../nbs/17_confidence.ipynb #c12data
 class LookaheadWindows(Windows):

@@ -26,19 +26,16 @@ from torch import Tensor, nn
 from ._files import jsonable, write_atomic
 from .branches import Trunk, generate
 from .candidates import CandidateConfig, exact_match, partial_credit, select
-from refine_nb.confidence import (
-    ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token, standard_twin, two_passes,
-)
+from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows
+from .confidence import next_token, standard_twin, two_passes
+from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
-from .grpo import kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator
 from .tasks import Item, load_task
-from refine_nb.thought_rl import (
-    Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers, run_step1_baking, run_step2_rl,
-    save_model, validate_episode,
-)
+from .thought_rl import Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers
+from .thought_rl import run_step1_baking, run_step2_rl, save_model, validate_episode
 from .train import TrainConfig, train
-from .trigram import NGram, eval_mode
+from .trigram import NGram
 
 # %% ../nbs/28_published.ipynb #pub28ref
 class TrigramRef(NGram):

@@ -33,15 +33,14 @@ from torch import Tensor, nn
 
 from ._errors import unknown_name
 from ._files import jsonable, try_lock, write_atomic
-from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
+from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .branches import Trunk, branch_logits, generate
-from .candidates import entropy
+from .candidates import group_advantage
+from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 from .gpt import ContextualGPT, GPTConfig
-from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
-from .trigram import eval_mode
 
 # %% ../nbs/27_thought_rl.ipynb #tl1
 def worked_thought(item: Item) -> str:
@@ -310,7 +309,7 @@ def thought_diversity(
     pairs = []
     for ids, inside in zip(found.ids, found.inside):
         texts = [row[keep].tolist() for row, keep in zip(ids, inside)]
-        pairs += [divergence(a, b) for a, b in combinations(texts, 2)]
+        pairs += [normalized_edit_distance(a, b) for a, b in combinations(texts, 2)]
     return sum(pairs) / len(pairs) if pairs else 0.0
 
 # %% ../nbs/27_thought_rl.ipynb #tl4

@@ -24,10 +24,10 @@ from torch.utils.checkpoint import checkpoint
 from ._cache import KVCache
 from ._errors import unknown_name
 from .data import CharVocab
+from .evaluation import eval_mode
 from .gpt import ContextualGPT, GPTConfig
 from .tasks import Item
 from .train import TrainConfig
-from .trigram import eval_mode
 
 # %% ../nbs/16_trm.ipynb #t11weights
 def supervision_weights(
@@ -378,7 +378,7 @@ def score_steps(
     batch: Batch,
     tokens: int = 2048,  # at a time
 ) -> tuple[Float[Tensor, "r b s"], Bool[Tensor, "r b s"]]:  # nats of each target, and whether the best guess was it
-    "As `trigram.score`, after every supervision step, in evaluation mode"
+    "As `evaluation.score`, after every supervision step, in evaluation mode"
     ids, target = supervised(batch)
     rows, parts = max(1, tokens // ids.shape[1]), []
     with eval_mode(model):

@@ -21,9 +21,8 @@ from refine_nb.calibration import (
     r2,
     r2_gain,
     risk_coverage,
-    window_interval,
 )
-from refine_nb.statistics import bootstrap_interval
+from refine_nb.statistics import bootstrap_interval, window_interval
 
 
 def test_the_losses_that_are_judged_are_those_of_concatenation():
