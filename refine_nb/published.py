@@ -31,7 +31,8 @@ from .confidence import next_token, standard_twin, two_passes
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
 from .quiet_star import ThoughtConfig, ThoughtGenerator
-from .tasks import Item, load_task
+from .tasks import Item
+from .benchmark_tasks import load_task
 from .thought_rl import Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers
 from .thought_rl import run_step1_baking, run_step2_rl, save_model, validate_episode
 from .train import TrainConfig, train
