@@ -21,15 +21,17 @@ from torch import nn
 
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
+from .benchmark_tasks import load_task
+from .checkpoints import checkpoints, read_manifest
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
-from .tasks import Item, Task, load_task
+from .tasks import Item, Task, distinct
 from .thought_rl import NothingToLearn, ThoughtRL, ThoughtRLConfig
 from .thought_validation import TheaterFound, Watch, forgives, validate_episode
 from .thoughts import ThoughtConfig, thoughts_for
-from .train import TrainConfig, adamw, checkpoints, read_manifest, train
+from .train import TrainConfig, adamw, train
 from .warm_start import (
-    Questions, WarmStart, distinct, load_model, no_wider, save_model, thinker, warm_loss)
+    Questions, WarmStart, load_model, no_wider, save_model, thinker, warm_loss)
 
 # %% ../nbs/27_pipeline.ipynb #pl1
 @contextmanager

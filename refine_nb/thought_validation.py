@@ -15,10 +15,11 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from .anti_theater import Evidence, Report
+from .benchmark_tasks import MultipleChoice, WordProblems
 from .branches import Trunk, generate
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
-from .tasks import Item, MultipleChoice, Task, WordProblems
+from .tasks import Item, Task
 from .thought_rewards import Coherence, CoherenceScorer, thought_diversity
 from .thoughts import ThoughtConfig, ThoughtGenerator, Thoughts, right_answers, spell
 

@@ -9,8 +9,9 @@ import torch
 
 import refine_nb.records
 from refine_nb.data import load_corpus
-from refine_nb.tasks import S5, split_of
+from refine_nb.tasks import split_of
 from refine_nb.warm_start import Questions
+from refine_nb.puzzles import S5
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -23,19 +23,22 @@ import refine_nb.thought_rl as thought_rl
 import refine_nb.thought_validation as thought_validation
 import refine_nb.warm_start as warm_start
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
+from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
 from refine_nb.branches import Trunk
+from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
-from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
-from refine_nb.thought_rewards import CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity, with_answer
-from refine_nb.thought_rl import (
-    ExpertIterationBatches, NothingToLearn, PublishedObjective, ThoughtRL, ThoughtRLConfig, ThoughtSampler,
-    compute_kl_divergence, kl_without_thoughts, naive_loss)
+from refine_nb.tasks import Item, Prompts
+from refine_nb.thought_rewards import (CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity,
+                                       with_answer)
+from refine_nb.thought_rl import (ExpertIterationBatches, NothingToLearn, PublishedObjective, ThoughtRL,
+                                  ThoughtRLConfig, ThoughtSampler, compute_kl_divergence, kl_without_thoughts,
+                                  naive_loss)
 from refine_nb.thought_validation import validate_episode
 from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
-from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
+from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
 from refine_nb.warm_start import CANNED_END, Questions, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
 

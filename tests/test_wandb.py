@@ -38,8 +38,8 @@ def test_a_reinforced_model_is_logged_and_kept(fake, tmp_path):
     "All rows of a run, and its model as an artefact"
     import torch
 
+    from refine_nb.benchmark_tasks import load_task
     from refine_nb.pipeline import run_step2_rl
-    from refine_nb.tasks import load_task
     from refine_nb.thoughts import thoughts_for
     from refine_nb.train import TrainConfig
     from refine_nb.warm_start import thinker
