@@ -743,6 +743,16 @@ def test_real_sets_that_cannot_be_read(monkeypatch):
 def test_sums_are_exact():
     assert check_sums("<<3*4=12>> <<0.5*4=2>> <<10/4=2.5>> <<(2+3)*2=10>>").right == (True,) * 4
     assert check_sums("<<3*4=13>> <<10/3=3.33>> <<2=3=2>> <<a=1>> <<1/0=0>>").right == (False,) * 5
+    assert check_sums("<<-3+5=2>> <<+3-5=-2>> <<7//2=3>> <<2*-3=-6>>").right == (True,) * 4
+    assert check_sums("<<3-5=2>> <<7//2=3.5>> <<2**3=8>> <<1//0=0>>").right == (False,) * 4
+
+
+def test_a_written_number_may_be_of_any_length():
+    item = WordItem("?\n", (), "")
+    for n in (0, 7, -7, 12_000, 10**4000):
+        for text in (str(n), f"{n:,}", f"{'-' if n < 0 else '+'}00{abs(n)}"): assert item.read(f"#### {text}\n")[1] == str(n)
+    assert item.read(f"#### -{'9' * 5000}\n")[1] == "-" + "9" * 5000 and item.read("#### -0\n")[1] == "0"
+    assert not Countdown(3).accepts(Countdown(3).item("2 3 5>4="), "-(3-2-5)")  # a sign is no operation
 
 
 def test_tasks_by_name_take_ranges_and_options():
