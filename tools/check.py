@@ -1,6 +1,7 @@
 """Everything `make test` does: python tools/check.py [sync] [notebooks] [tests] [experiments] [rows] [pages]; --changed [COMMIT]"""
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -234,7 +235,10 @@ def main(names: list[str]) -> int:
         with warm(): return changed(*names[1:])
     unknown = set(names) - set(STEPS)
     if unknown: sys.exit(f"no step named {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
-    with warm(): return run([step for step in STEPS if not names or step in names])
+    with warm(): failed = run([step for step in STEPS if not names or step in names])
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{spent.ru_utime + spent.ru_stime:.0f} CPU-s for {WORKERS} workers")
+    return failed
 
 
 if __name__ == "__main__":

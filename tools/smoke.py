@@ -1,4 +1,6 @@
 """Few small runs of an experiment in which all that its sweeps ask for occurs"""
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 SAME = {"seed", "lr"}  # parameters that lead through the same code whatever their value
@@ -18,22 +20,37 @@ def ways(run: dict) -> set:
 
 
 def smoke_sweep(root: Path, notebook: Path) -> dict:
-    "Runs in which every value of every parameter in the notebook's sweep files occurs, on markov if it reads a text, sized by the smoke preset"
+    "Few runs in which every value of every parameter in the notebook's sweep files occurs, sized by the smoke preset"
     from refine_nb.parameters import read_parameters
     from refine_nb.sweep import read_yaml
     declared = read_parameters(notebook)
-    sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
+    small = {"preset": "smoke"} | ({"corpus": "markov"} if "corpus" in declared.types else {})
     sweeps = [read_yaml(file) for file in committed(root, sorted((root / "experiments/sweeps").glob("*.yaml")))]
-    entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]] or [{}]
-    wanted, runs = set(), []
-    for entry in entries:
-        lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized and not isinstance(v, dict)}  # no run of this size has what another one could build on
-        for i in range(max(map(len, lists.values()), default=1)):  # all lists side by side, the last value of a shorter one again
-            run = {k: v[min(i, len(v) - 1)] for k, v in lists.items()} | {"preset": "smoke"} | text
-            if not ways(declared.defaults | run) - wanted: continue
-            wanted |= ways(declared.defaults | run)
-            runs.append(run)
-    return {"notebook": notebook.stem, "runs": packed(runs, declared.defaults, wanted)}
+    entries = [{**sweep.get("defaults", {}), **run} for sweep in sweeps if sweep["notebook"] == notebook.stem for run in sweep["runs"]]
+    found = {}  # what can lead through code of its own → the first run with just that
+    for entry in entries or [{}]:
+        for run in recorded_runs(entry, declared.presets["smoke"]): found.setdefault(frozenset(ways(declared.defaults | run | small)), run | small)
+    wanted = frozenset().union(*found)
+    return {"notebook": notebook.stem, "runs": packed(covering(found, wanted), declared.defaults, wanted)}
+
+
+def recorded_runs(entry: dict, sized: dict) -> Iterator[dict]:
+    "The runs of an entry, one random seed and learning rate of each, without what the preset sets and what they build on"
+    lists = {k: v if isinstance(v, list) else [v] for k, v in entry.items() if k not in sized and not isinstance(v, dict)}
+    lists = {k: v[:1] if k in SAME else v for k, v in lists.items()}
+    for values in product(*lists.values()): yield dict(zip(lists, values))
+
+
+def covering(found: dict[frozenset, dict], wanted: frozenset) -> list[dict]:
+    "Some of the runs, in which all that is wanted occurs: always the one with the most that is still missing, none that the others make idle"
+    chosen, missing = [], wanted
+    while missing:
+        chosen.append(max(found, key=lambda own: len(own & missing)))
+        missing -= chosen[-1]
+    for own in list(chosen):
+        others = [other for other in chosen if other is not own]
+        if wanted <= frozenset().union(*others): chosen = others
+    return [found[own] for own in chosen]
 
 
 def packed(runs: list[dict], defaults: dict, wanted: set) -> list[dict]:

@@ -172,17 +172,29 @@ def ask(
     from select import select
     while not select([server], [], [], 0.5)[0]:
         if os.getppid() != parent: return 1
-    return int(lines.readline() or 1)
+    code = int(lines.readline() or 1)
+    if code < 0:  # a signal ended it: the same one ends this
+        if -code != signal.SIGKILL: signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
+
+
+def remember_markov() -> None:
+    "Draw the text that smoke runs read once for all of them"
+    from refine_nb import data
+    draw, text = data.markov, data.markov()
+    data.markov = lambda *args, **kwargs: draw(*args, **kwargs) if args or kwargs else text
 
 
 def preload() -> None:
     "Import what kernels and notebooks import"
     import gc
     from importlib import import_module
-    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"
+    os.environ |= {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     sys.path[0] = str(ROOT)
     for name in IMPORTS: import_module(name)
     for room in ROOMS: import_module(f"refine_nb.{room}")
+    remember_markov()
     gc.collect()
     gc.freeze()  # forks share what is never touched
 
