@@ -6,8 +6,8 @@
 __all__ = ['FORMS', 'TARGETS', 'HISTORY', 'LookaheadWindows', 'split_window', 'prepare_confidence_data', 'AdaptiveLayer',
            'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin', 'next_token', 'two_pass_training_step', 'Kept',
            'mask_ahead', 'branch_ahead', 'LookaheadConfig', 'Lookahead', 'judge_ahead', 'r2', 'auroc',
-           'calibration_curve', 'calibration_error', 'isotonic_map', 'window_interval', 'quality', 'r2_gain',
-           'risk_coverage', 'ConfidenceExperimentConfig', 'ConfidenceExperimentResults', 'compare_models', 'summary']
+           'calibration_curve', 'calibration_error', 'isotonic_map', 'quality', 'r2_gain', 'risk_coverage',
+           'ConfidenceExperimentConfig', 'ConfidenceExperimentResults', 'compare_models', 'summary']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
 import json, math
@@ -29,12 +29,10 @@ from torch import Tensor, nn
 from ._cache import KVCache
 from ._files import jsonable, write_atomic
 from .branches import _Masked, tree_mask
-from .candidates import entropy
 from .data import Windows
+from .evaluation import entropy, eval_mode
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
-from .statistics import Interval
 from .train import TrainConfig, cross_entropy, train
-from .trigram import eval_mode
 
 # %% ../nbs/17_confidence.ipynb #c12data
 class LookaheadWindows(Windows):
@@ -478,21 +476,6 @@ def isotonic_map(
     mean = np.add.reduceat(y[order], first) / count
     fitted = isotonic_regression(mean, weights=count).x
     return lambda new: np.interp(new, at, fitted)
-
-
-def window_interval(
-    statistic: Callable,  # (pred (t,), actual (t,)) → a number
-    pred: Float[np.ndarray, "b t"],
-    actual: Float[np.ndarray, "b t"],
-    level: float = 0.95,
-    resamples: int = 200,
-) -> Interval:
-    "Percentile interval of any statistic over whole windows drawn again; raises `ValueError` for fewer than 100 windows"
-    if len(pred) < 100: raise ValueError(f"{len(pred)} windows are too few for an interval: judge at least 100")
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(len(pred), size=len(pred)) for _ in range(resamples)]
-    low, high = np.quantile([statistic(pred[i].ravel(), actual[i].ravel()) for i in draws], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(pred.ravel(), actual.ravel())), float(low), float(high), len(pred))
 
 # %% ../nbs/17_confidence.ipynb #c12qual
 def quality(
