@@ -27,6 +27,7 @@ def settle(
     if os.getppid() != driver: os._exit(1)  # it died before the line above
     os.environ.update(dict.fromkeys(THREADS, "1"))
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of links takes seconds to build and checks nothing in a notebook
 
 
 @contextmanager
