@@ -30,13 +30,16 @@ from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, Lookahea
 from .confidence import next_token, standard_twin, two_passes
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
-from .quiet_star import ThoughtConfig, ThoughtGenerator
+from .pipeline import Reinforced, run_step1_baking, run_step2_rl
 from .tasks import Item
 from .benchmark_tasks import load_task
-from .thought_rl import Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers
-from .thought_rl import run_step1_baking, run_step2_rl, save_model, validate_episode
+from .thought_rewards import compute_reward
+from .thought_rl import kl_without_thoughts, naive_loss
+from .thought_validation import validate_episode
+from .thoughts import ThoughtConfig, ThoughtGenerator, right_answers
 from .train import TrainConfig, train
 from .trigram import NGram
+from .warm_start import save_model
 
 # %% ../nbs/28_published.ipynb #pub28ref
 class TrigramRef(NGram):
@@ -223,7 +226,7 @@ def _summary(
     return pd.DataFrame(rows)
 
 # %% ../nbs/28_published.ipynb #pub28trainer
-_all_ = ["run_step1_baking", "run_step2_rl"]  # as they are in thought_rl
+_all_ = ["run_step1_baking", "run_step2_rl"]  # as they are in pipeline
 
 
 class REINFORCETrainer:
