@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._files import jsonable, write_atomic
+from .benchmark_tasks import load_task
 from .branches import Trunk, generate
 from .candidates import CandidateConfig, exact_match, partial_credit, select
 from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows
@@ -31,7 +32,7 @@ from .confidence import next_token, standard_twin, two_passes
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
 from .quiet_star import ThoughtConfig, ThoughtGenerator
-from .tasks import Item, load_task
+from .tasks import Item
 from .thought_rl import Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers
 from .thought_rl import run_step1_baking, run_step2_rl, save_model, validate_episode
 from .train import TrainConfig, train
