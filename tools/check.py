@@ -81,7 +81,7 @@ def ways(run: dict) -> set:
 def smoke_sweep(notebook: Path) -> dict:
     "Runs in which every value of every parameter in the notebook's sweep files occurs, on markov if it reads a text, sized by the smoke preset"
     from refine_nb.parameters import read_parameters
-    from refine_nb.sweep import read_yaml
+    from refine_nb.parameters import read_yaml
     declared = read_parameters(notebook)
     sized, text = declared.presets["smoke"], {"corpus": "markov"} if "corpus" in declared.types else {}
     sweeps = [read_yaml(file) for file in committed(sorted((ROOT / "experiments/sweeps").glob("*.yaml")))]
