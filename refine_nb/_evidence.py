@@ -7,8 +7,7 @@ from typing import NamedTuple
 from ._errors import unknown_name
 from .cards import CardError, rule_seeds
 from .statistics import (
-    Interval, clip_interval, interval_p, mean_interval, paired_interval, paired_proportion_interval,
-    proportion_interval, proportion_p, t_p, widen,
+    Interval, mean_interval, paired_interval, paired_proportion_interval, proportion_interval, proportion_p, t_p,
 )
 
 
@@ -153,7 +152,7 @@ class Number:
     ) -> float | None:
         "Two-sided p-value of a mean equal to `null`, None where chance has no part"
         if self.kind == "random seeds": return t_p(self.values, null)
-        if self.kind == "windows": return interval_p(self.interval, null)
+        if self.kind == "windows": return self.interval.p_value(null)
         if self.kind != "runs" or min(self.values) < 0: return None
         return proportion_p(int(sum(self.values)), len(self.values), min(max(null, 0), 1))
 
@@ -175,7 +174,7 @@ def over_seeds(
     both = [paired_interval(a, b, level) if test == "paired" else mean_interval(d, level) for level in levels]
     low, high = (shape.low, shape.high) if base is None else (shape.low - shape.high, shape.high - shape.low)
     kind = "same" if d.nunique() == 1 else "random seeds"
-    return Number(*(clip_interval(i, low, high) for i in both), kind, values, room)
+    return Number(*(i.clip(low, high) for i in both), kind, values, room)
 
 
 def _count(a, b, level: float) -> Interval:
@@ -193,4 +192,4 @@ def over_windows(
     if control is not None:
         b = one(control, card)
         i = Interval(i.mean - b.mean, i.low - b.high, i.high - b.low, min(i.n, b.n))
-    return Number(i, widen(i, max(1, len(card.get("controls") or {}))), kind)
+    return Number(i, i.widen(max(1, len(card.get("controls") or {}))), kind)

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._cache import KVCache
+from .evaluation import eval_mode
 from .gpt import ContextualGPT, choose
-from .trigram import eval_mode
 
 # %% ../nbs/07_branches.ipynb #b08star
 def star(

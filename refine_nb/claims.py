@@ -21,7 +21,7 @@ from ._history import History, declared, read_history, study_of, utc, write_hist
 from ._project import find_root
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import IDENTITY, TAIL, ParameterError, read_parameters
-from .statistics import Interval, holm, no_effect, sign_flip_p
+from .statistics import Interval, holm, sign_flip_p
 from .tables import read_runs
 
 # %% ../nbs/95_claims.ipynb #c21ver1
@@ -56,7 +56,7 @@ def ruling(
     room = found.room[0 if effect > 0 else 1]
     if max(room, room - math.copysign(i.mean, i.mean * effect)) < abs(effect):
         return "nothing could be seen", f"the control leaves room for {max(room, 0):.2g}"
-    if no_effect(i, abs(effect)) and out: return "no effect found", f"within ±{abs(effect):g}"
+    if i.no_effect(abs(effect)) and out: return "no effect found", f"within ±{abs(effect):g}"
     if not out: return "open", ""
     if low > 0: return "refuted", "an effect, but smaller" if high < abs(effect) else "an effect, but larger"
     return "open", "the claimed effect is excluded, one in the opposite direction is not"

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ._cache import KVCache
-from .trigram import eval_mode
+from .evaluation import eval_mode
 
 # %% ../nbs/06_gpt.ipynb #b29f3ed8
 @dataclass(frozen=True)

@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from ._cache import KVCache
 from ._errors import unknown_name
 from .branches import Trunk, _as_cache, _Reading
-from .candidates import entropy
+from .candidates import group_advantage
 from .confidence import ConfidenceAwareGPT
+from .evaluation import entropy, eval_mode
 from .gpt import ContextualGPT, GPTConfig, choose
-from .grpo import group_advantage
-from .trigram import eval_mode
 
 # %% ../nbs/22_quiet_star.ipynb #qs1
 @dataclass(frozen=True)
