@@ -145,9 +145,11 @@ def _differing(
 def _print_line(
     line: str,  # about a run that ended
 ) -> None:
-    "A line on stdout that leaves the bar whole"
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    "A line on stdout that leaves the bar whole; a reader who left (`| head`) costs no run"
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 # %% ../nbs/97_execute.ipynb #s20drive3
 def execute(

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from refine_nb._cli import app
 from refine_nb.tables import merge
-from toy_project import PARAMETERS, Toy, toy_cells, write_notebook
+from toy_project import Toy
 
 CARD = """\
 id: c1
