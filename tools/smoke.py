@@ -22,7 +22,7 @@ def ways(run: dict) -> set:
 def smoke_sweep(root: Path, notebook: Path) -> dict:
     "Few runs in which every value of every parameter in the notebook's sweep files occurs, sized by the smoke preset"
     from refine_nb.parameters import read_parameters
-    from refine_nb.sweep import read_yaml
+    from refine_nb.parameters import read_yaml
     declared = read_parameters(notebook)
     small = {"preset": "smoke"} | ({"corpus": "markov"} if "corpus" in declared.types else {})
     sweeps = [read_yaml(file) for file in committed(root, sorted((root / "experiments/sweeps").glob("*.yaml")))]
