@@ -25,7 +25,6 @@ from refine_nb.published import (
     select_exhaustive_chars,
     two_pass_training_step,
 )
-from refine_nb.benchmark_tasks import load_task
 from refine_nb.thoughts import thoughts_for
 from refine_nb.train import TrainConfig
 from refine_nb.trigram import NGram
