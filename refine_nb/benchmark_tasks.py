@@ -45,7 +45,7 @@ def calculate(
 
     try:
         if not re.fullmatch("[0-9+*/(). -]{1,200}", expression): raise SyntaxError("other characters, or too long")
-        return value(ast.parse(expression.strip(), mode="eval").body), re.findall("[0-9.]+", expression)
+        return Fraction(value(ast.parse(expression.strip(), mode="eval").body)), re.findall("[0-9.]+", expression)
     except (SyntaxError, ZeroDivisionError, RecursionError, MemoryError) as e:
         raise ValueError(f"{expression!r} is no expression with a value: {e}") from e
 

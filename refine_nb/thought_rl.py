@@ -22,7 +22,7 @@ from .branches import Trunk, branch_logits, generate
 from .candidates import group_advantage
 from .evaluation import entropy, eval_mode, kl_exact
 from .gpt import ContextualGPT
-from .tasks import Item, Task
+from .tasks import Item, ProblemBatches, Task
 from .thought_rewards import (
     REWARDS, CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer, written_logp)
 from .thoughts import ThoughtConfig, ThoughtGenerator, Thoughts, right_answers, to_end

@@ -564,7 +564,7 @@ def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trai
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
         questions, training, watch = given[2:5]
-        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
+        assert questions.width == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
 
 
 @pytest.mark.parametrize("batch, between, every", [(16, 100, 1000), (7, 100, 250), (30, 20, 60), (16, 96, 192)])
