@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from assertion_lint import empty_assertions, verdict_functions
-from check import committed
+from smoke import committed
 from conftest import ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 
@@ -54,7 +54,7 @@ def text_files() -> list[Path]:
     "Every file of the repository that people read; not what a user has beside them, nor environment and build folders"
     files = [f for f in ROOT.iterdir() if f.is_file()]
     for room in ROOMS: files += [f for f in (ROOT / room).rglob("*") if f.is_file() and "__pycache__" not in f.parts and ".ipynb_checkpoints" not in f.parts]
-    return committed([f for f in files if f.suffix not in (".png", ".svg", ".pyc", ".gz") and short(f) not in ("nbs/nbdev.yml", "nbs/sidebar.yml")])
+    return committed(ROOT, [f for f in files if f.suffix not in (".png", ".svg", ".pyc", ".gz") and short(f) not in ("nbs/nbdev.yml", "nbs/sidebar.yml")])
 
 
 # The assertions
