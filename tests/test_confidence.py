@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import refine_nb.confidence as confidence
 from refine_nb.branches import tree_logits
+from refine_nb.checkpoints import BadCheckpoint, load_weights, save_checkpoint
 from refine_nb.confidence import (
     ConfidenceAwareGPT,
     Kept,
@@ -24,7 +25,7 @@ from refine_nb.confidence import (
 from refine_nb.data import Windows
 from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
-from refine_nb.train import BadCheckpoint, TrainConfig, adamw, count_flops, load_weights, save_checkpoint, train, update
+from refine_nb.train import TrainConfig, adamw, count_flops, train, update
 
 SHAPE = GPTConfig(7, context=9, n_layers=2, n_heads=2, width=16)
 
@@ -394,5 +395,5 @@ def test_settings_that_make_no_sense_are_refused(fields, word):
 def test_a_checkpoint_of_the_other_model_is_refused(tmp_path):
     aware, twin = ConfidenceAwareGPT(SHAPE), standard_twin(SHAPE)
     for ours, theirs, folder in ((aware, twin, tmp_path / "a"), (twin, aware, tmp_path / "b")):
-        saved = save_checkpoint(folder, theirs, adamw(theirs, TrainConfig()), {}, [], TrainConfig())
+        saved = save_checkpoint(folder, theirs, adamw(theirs, TrainConfig()), {}, [], {})
         with pytest.raises(BadCheckpoint, match="belongs to another model"): load_weights(ours, saved)

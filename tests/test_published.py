@@ -25,9 +25,10 @@ from refine_nb.published import (
     select_exhaustive_chars,
     two_pass_training_step,
 )
-from refine_nb.thought_rl import load_model, thinker, thoughts_for
+from refine_nb.thoughts import thoughts_for
 from refine_nb.train import TrainConfig
 from refine_nb.trigram import NGram
+from refine_nb.warm_start import load_model, thinker
 
 
 # ---- guided exhaustive GRPO ----
