@@ -9,7 +9,8 @@ from refine_nb.branches import Trunk
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, thought_logp, true_after
+from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtInjector, evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, true_after
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.train import TrainConfig, count_flops, train
 from refine_nb.trm import NormedGPT
 
