@@ -34,11 +34,12 @@ from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .branches import Trunk, branch_logits, generate
 from .candidates import group_advantage
+from .checkpoints import checkpoints, read_manifest
 from .gpt import ContextualGPT, GPTConfig
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .benchmark_tasks import MultipleChoice, WordProblems, load_task
 from .tasks import Item, Prompts, Task, distinct
-from .train import TrainConfig, adamw, checkpoints, read_manifest, train
+from .train import TrainConfig, adamw, train
+from .benchmark_tasks import MultipleChoice, WordProblems, load_task
 from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 
 # %% ../nbs/27_thought_rl.ipynb #tl1
