@@ -11,7 +11,6 @@ from pathlib import Path
 import nbformat
 import pytest
 from assertion_lint import empty_assertions, verdict_functions
-from smoke import committed
 from conftest import ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 from smoke import committed
