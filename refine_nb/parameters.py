@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from ._errors import unknown_name
-from ._files import conflict_line, read_text
+from ._files import FileError, conflict_line, read_text
 
 # %% ../nbs/90_parameters.ipynb #p9008
 class ParameterError(ValueError):
@@ -50,7 +50,9 @@ def code_cells(
     notebook: str | Path,  # a notebook file
 ) -> list[tuple[str, set[str]]]:
     "(source, tags) of every code cell; raises `ParameterError` for a file that is no notebook"
-    name, text = Path(notebook).name, read_text(Path(notebook))
+    name = Path(notebook).name
+    try: text = read_text(Path(notebook))
+    except FileError as error: raise ParameterError(str(error)) from None
     if line := conflict_line(text):
         raise ParameterError(f"{name} holds git's conflict markers (line {line}): take either side of it")
     try:

@@ -271,7 +271,7 @@ def test_the_kind_of_a_disk_is_known(tmp_path, monkeypatch):
     said = lambda kind: mounts + f"1 1 {place} / / rw - {kind} disk rw\n"
     monkeypatch.setattr(_attempts, "_LOCAL", {"mine"})
     for kind, local in (("mine", True), ("nfs4", False)):
-        monkeypatch.setattr(Path, "read_text", lambda self, **kwargs: said(kind))
+        monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **kwargs: said(kind))
         assert _attempts._on_local_disk(tmp_path) is local
 
 
