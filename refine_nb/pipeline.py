@@ -25,13 +25,13 @@ from .benchmark_tasks import load_task
 from .checkpoints import checkpoints, read_manifest
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
-from .tasks import Item, Task, distinct
+from .tasks import Item, ProblemBatches, Task, distinct
 from .thought_rl import NothingToLearn, ThoughtRL, ThoughtRLConfig
 from .thought_validation import TheaterFound, Watch, forgives, validate_episode
 from .thoughts import ThoughtConfig, thoughts_for
 from .train import TrainConfig, adamw, train
 from .warm_start import (
-    Questions, WarmStart, load_model, no_wider, save_model, thinker, warm_loss)
+    WarmStart, load_model, no_wider, save_model, thinker, warm_loss)
 
 # %% ../nbs/27_pipeline.ipynb #pl1
 @contextmanager
@@ -356,7 +356,7 @@ def run_step2_rl(
     run = _Run(
         folder, task, problems, thoughts, model, reference, objective, questions, validator, forgive, batch, seed)
     settings = _settings(run, cfg, training, items, between, baked, optim)
-    batches = Questions(problems, batch, seed, fits, room=room)
+    batches = ProblemBatches(problems, batch, seed, fits, width=room)
     with _belongs(folder, settings):
         run.rows = _rows_so_far(folder)  # the rows that `train` returns are lost when it stops early
         if not run.good.exists(): run.keep(model)

@@ -11,23 +11,21 @@ __all__ = ['TrigramRef', 'enhanced_reward', 'select_exhaustive_chars', 'guided_g
 import copy
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
 from ._files import jsonable, write_atomic
 from .branches import Trunk, generate
 from .candidates import CandidateConfig, exact_match, partial_credit, select
-from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows
-from .confidence import next_token, standard_twin, two_passes
+from .confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token,
+                                  standard_twin, two_passes)
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
 from .pipeline import Reinforced, run_step1_baking, run_step2_rl

@@ -18,6 +18,7 @@ from torch import Tensor
 from .branches import Trunk, branch_logits
 from .evaluation import normalized_edit_distance
 from .gpt import ContextualGPT
+from .tasks import ProblemBatches
 from .thoughts import Thoughts, to_end
 
 # %% ../nbs/23_thought_rewards.ipynb #tl3

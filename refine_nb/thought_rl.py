@@ -22,7 +22,7 @@ from .branches import Trunk, branch_logits, generate
 from .candidates import group_advantage
 from .evaluation import entropy, eval_mode, kl_exact
 from .gpt import ContextualGPT
-from .tasks import Item, Task
+from .tasks import Item, ProblemBatches, Task
 from .thought_rewards import (
     REWARDS, CoherenceScorer, answer_logp, compute_reward, direct_logp, with_answer, written_logp)
 from .thoughts import ThoughtConfig, ThoughtGenerator, Thoughts, right_answers, to_end
@@ -171,13 +171,13 @@ def load_state_dict(self: ThoughtRL, state: dict[str, Tensor]) -> None:
 def __call__(
     self: ThoughtRL,
     model: ContextualGPT,
-    batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `Questions`
+    batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `ProblemBatches`
 ) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
     "The loss, and what is logged after every update"
     prompt, answer = (part.to(model.position.weight.device) for part in batch[:2])
     if (answer == self.thoughts.end).any():
         raise ValueError(
-            "these completions have a thought in them: give prompts with their direct answers, Questions(task, batch)")
+            "these completions have a thought in them: give prompts with their direct answers, ProblemBatches(task, batch)")
     if self.reference is model:
         raise ValueError(
             "the reference is the model itself and would follow it: give a frozen copy, copy.deepcopy(model)")
@@ -285,7 +285,7 @@ class ThoughtSampler:
     def __call__(
         self,
         model: ContextualGPT,
-        batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `Questions`
+        batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `ProblemBatches`
     ) -> tuple[Trunk, Thoughts, Bool[Tensor, "b g"]]:
         "The prompts as they were read, thoughts, and whether their answers are right"
         prompt, answer, items = batch
@@ -322,7 +322,7 @@ class PublishedObjective:
     def __call__(
         self,
         model: ContextualGPT,
-        batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `Questions`
+        batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `ProblemBatches`
     ) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         "The loss, mean reward and share of right answers"
         prompt, answer = (ids.to(model.position.weight.device) for ids in batch[:2])
@@ -361,7 +361,7 @@ class ExpertIterationBatches(Iterator):
         self,
         model: ContextualGPT,  # the one that is trained
         sampler: ThoughtSampler,
-        questions: Iterator,  # `Questions`, or what gives the same
+        questions: Iterator,  # `ProblemBatches`, or what gives the same
         batch: int,  # examples a batch
         kept: int = 1000,  # right completions, the latest
     ):

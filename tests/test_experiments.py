@@ -10,7 +10,7 @@ import torch
 import refine_nb.records
 from refine_nb.data import load_corpus
 from refine_nb.tasks import split_of
-from refine_nb.warm_start import Questions
+from refine_nb.tasks import ProblemBatches
 from refine_nb.puzzles import S5
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ def test_methods_share_their_questions_and_draw_as_many_thoughts(tmp_path, monke
     objective = ns["objective_of"](method, 3)
     assert getattr(objective, "__name__", type(objective).__name__) == learner and ns["examples"] == 4 * 2
     asked = ns["source"].questions if method == "expert" else ns["source"]
-    assert torch.equal(next(asked)[0], next(Questions(ns["problems"], 4, 0, ns["keep"], room=ns["room"]))[0])
+    assert torch.equal(next(asked)[0], next(ProblemBatches(ns["problems"], 4, 0, ns["keep"], width=ns["room"]))[0])
     if method == "naive": assert objective.rewarded and not ns["objective_of"]("cross_entropy", 3).rewarded
 
 
@@ -61,7 +61,7 @@ def test_judged_problems_are_never_learned_from(tmp_path, monkeypatch, stage):
     ns = thought_rl(tmp_path, monkeypatch, stage=stage, warm_steps=0, length=3)
     task, judged = ns["problems"], {i.prompt for i in ns["judged"]}
     assert len(judged) == 10 and all((split_of(p) == "test") == (stage == "report") for p in judged)
-    kept, every = Questions(task, 500, 0, ns["keep"]), Questions(task, 500, 0)
+    kept, every = ProblemBatches(task, 500, 0, ns["keep"]), ProblemBatches(task, 500, 0)
     shown = lambda source: {i.prompt for _ in range(20) for i in next(source)[2]}
     assert not judged & shown(kept) and bool(judged & shown(every)) == (stage == "tune")  # nothing else keeps them out while tuning
 

@@ -30,7 +30,7 @@ from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
-from refine_nb.tasks import Item, Prompts
+from refine_nb.tasks import Item, ProblemBatches
 from refine_nb.thought_rewards import (CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity,
                                        with_answer)
 from refine_nb.thought_rl import (ExpertIterationBatches, NothingToLearn, PublishedObjective, ThoughtRL,
@@ -40,7 +40,7 @@ from refine_nb.thought_validation import validate_episode
 from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
 from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
-from refine_nb.warm_start import CANNED_END, Questions, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
+from refine_nb.warm_start import CANNED_END, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
 
 TASK = load_task("s5", 1)
 ITEMS = TASK.sample(50)
@@ -70,7 +70,7 @@ def written(model, prompt, seed=0):
     return ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(model, prompt), generator=torch.Generator().manual_seed(seed))
 
 
-def questions(n=4, seed=1): return next(Questions(TASK, n, seed))
+def questions(n=4, seed=1): return next(ProblemBatches(TASK, n, seed))
 
 
 def row_logp(model, prompt, ids):
@@ -184,7 +184,7 @@ def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters()
 
 def expert(model, batch=12, task=TASK, thoughts=THOUGHTS, room=6, **changes):
     "Expert iteration from four questions at a time"
-    return ExpertIterationBatches(model, ThoughtSampler(task, thoughts, room), Questions(task, 4, 0, room=room), batch, **changes)
+    return ExpertIterationBatches(model, ThoughtSampler(task, thoughts, room), ProblemBatches(task, 4, 0, width=room), batch, **changes)
 
 
 def everything_is(right, monkeypatch):
@@ -198,7 +198,7 @@ def test_expert_iteration_learns_its_own_right_thoughts(trained):
     assert len(prompt) == len(written) == 12
     for question, ids in zip(prompt, written):
         assert ids[0] == START and TASK.check_answer(TASK.item(decoded(TASK, question)), decoded(TASK, ids[1:]).partition(":")[2])
-    asked = Questions(TASK, 4, 0)
+    asked = ProblemBatches(TASK, 4, 0)
     assert {decoded(TASK, row) for row in prompt} <= {decoded(TASK, row) for _ in range(20) for row in next(asked)[0]}
 
 
@@ -230,7 +230,7 @@ def test_expert_iteration_of_answers_of_several_widths(monkeypatch, tmp_path):
     torch.manual_seed(0)
     model, thoughts, room = thinker(task, items, n_layers=1, width=16), thoughts_for(task, items, 2), max(len(i.completion()) for i in items)
     batches = expert(model, 5, task, thoughts, room)
-    draws, asked, pairs, widths = ThoughtSampler(task, thoughts, room), Questions(task, 4, 0, room=room), set(), set()
+    draws, asked, pairs, widths = ThoughtSampler(task, thoughts, room), ProblemBatches(task, 4, 0, width=room), set(), set()
     for _ in range(4):
         (prompt, written), = next(batches)
         question, answer, some = next(asked)
@@ -275,7 +275,7 @@ def test_all_methods_draw_alike(monkeypatch):
     "Expert iteration, the published form and REINFORCE: the same first questions, as many thoughts and characters"
     everything_is(True, monkeypatch)
     model, reference = fresh(), fresh(1)
-    first, batches = next(Questions(TASK, 4, 0, room=6)), expert(model)
+    first, batches = next(ProblemBatches(TASK, 4, 0, width=6)), expert(model)
     next(batches)
     assert torch.equal(batches.prompts[::3], first[0]) and len(batches.prompts) == 12
     metrics = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), reference, 0)(model, first)[1]
@@ -391,7 +391,7 @@ def test_resumes_bit_for_bit(tmp_path):
             losses.append(row["loss"])
             if len(losses) == stop: raise KeyboardInterrupt
         objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), copy.deepcopy(base), seed=2)
-        try: train(model, objective, Questions(TASK, 4), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
+        try: train(model, objective, ProblemBatches(TASK, 4), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
         except KeyboardInterrupt: pass
         return losses, objective.episodes
     whole, broken, again = run(tmp_path / "a"), run(tmp_path / "b", stop=5), run(tmp_path / "b")
@@ -401,7 +401,7 @@ def test_resumes_bit_for_bit(tmp_path):
 def test_golden_losses():
     "Ten steps from a fixed start; a change here is a change of what every recorded run means"
     base = fresh(std=0.1)
-    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), Questions(TASK, 4), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
+    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), ProblemBatches(TASK, 4), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
     assert [r["loss"] for r in rows[::3]] == pytest.approx(GOLDEN, abs=2e-3)
 
 
@@ -564,7 +564,7 @@ def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trai
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
         questions, training, watch = given[2:5]
-        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
+        assert questions.width == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
 
 
 @pytest.mark.parametrize("batch, between, every", [(16, 100, 1000), (7, 100, 250), (30, 20, 60), (16, 96, 192)])
@@ -639,7 +639,7 @@ def test_an_undecided_failure_stops_nothing(tmp_path, trained):
     (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
     (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, (*TASK.encode(ITEMS[:2], worked=True), ITEMS[:2])), "have a thought in them"),
     (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
-    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: Questions(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(Questions(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
+    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: ProblemBatches(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(ProblemBatches(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
     (lambda m: right_answers(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
 ])
 def test_bad_input_is_refused(act, message):
@@ -783,7 +783,7 @@ def decoded(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.
 
 @pytest.mark.parametrize("task", [WORDS, COUNTDOWN, load_task("multiple_choice", (3, 5)), load_task("s5", (1, 3))], ids=lambda t: type(t).__name__)
 def test_warm_start_of_any_task_is_prompt_thought_and_answer(task):
-    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), Questions(task, 12, 5, shift=3)
+    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), ProblemBatches(task, 12, 5, shift=3)
     (prompts, answers), (thinking, written) = next(stream)
     items = again.draw(12)
     for rows, part, kind in (((prompts, answers), items[:6], "direct"), ((thinking, written), items[6:], "worked")):
@@ -826,13 +826,13 @@ def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
 
 def test_questions_keep_shift_and_resume():
     keep = lambda item: item.prompt[0] == "a"
-    one, two = Questions(TASK, 8, 3, keep, shift=4), Questions(TASK, 8, 3, keep, shift=4)
+    one, two = ProblemBatches(TASK, 8, 3, keep, shift=4), ProblemBatches(TASK, 8, 3, keep, shift=4)
     widths = {next(one)[0].shape[1] for _ in range(30)}
     two.load_state_dict(one.state_dict())
     (prompt, _, items), (prompt2, _, items2) = next(one), next(two)
     assert widths == {7, 8, 9, 10, 11} and torch.equal(prompt, prompt2) and items == items2
     assert all(i.prompt[0] == "a" for i in items) and [decoded(TASK, p).lstrip("\n") for p in prompt] == [i.prompt for i in items]
-    assert torch.equal(next(Questions(TASK, 8, 3))[0], next(Prompts(TASK, 8, seed=3))[0])
+    assert torch.equal(next(ProblemBatches(TASK, 8, 3))[0], next(ProblemBatches(TASK, 8, seed=3))[0])
 
 
 def test_kl_to_the_warm_start_without_thoughts():
@@ -953,9 +953,9 @@ def test_a_task_that_is_wider_than_the_warm_start_is_refused(tmp_path, trained):
 
 def test_answers_have_the_same_room_in_every_batch():
     task = load_task("addition", (1, 4))
-    widths = {room: {next(Questions(task, 2, seed, room=room))[1].shape[1] for seed in range(20)} for room in (0, 6)}
+    widths = {room: {next(ProblemBatches(task, 2, seed, width=room))[1].shape[1] for seed in range(20)} for room in (0, 6)}
     assert len(widths[0]) > 1 and widths[6] == {6}
-    answer, items = next(Questions(task, 2, 0, room=6))[1:]
+    answer, items = next(ProblemBatches(task, 2, 0, width=6))[1:]
     assert [decoded(task, a).rstrip("\n") for a in answer] == [i.answer for i in items]
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_refinement import by_loops
 
 import refine_nb.trm as trm
 from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
@@ -13,8 +14,8 @@ from refine_nb.benchmark_tasks import load_task
 from refine_nb.evaluation import score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.refinement import Refinement, supervision_weights
-from refine_nb.train import Averaged, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
-from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, answer_loss, evaluate_steps,
+from refine_nb.train import Averaged, TrainConfig, adamw, answer_loss, count_flops, cross_entropy, lr_at, train, update
+from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, evaluate_steps,
                            score_steps)
 from refine_nb.puzzles import every_start
 
