@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'TARGETS', 'HISTORY', 'LookaheadWindows', 'split_window', 'prepare_confidence_data', 'AdaptiveLayer',
-           'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin', 'next_token', 'two_pass_training_step', 'Kept',
+           'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin', 'next_token', 'two_pass_training_step',
            'mask_ahead', 'branch_ahead', 'LookaheadConfig', 'Lookahead', 'judge_ahead', 'r2', 'auroc',
            'calibration_curve', 'calibration_error', 'isotonic_map', 'window_interval', 'quality', 'r2_gain',
            'risk_coverage', 'ConfidenceExperimentConfig', 'ConfidenceExperimentResults', 'compare_models', 'summary']
@@ -26,12 +26,12 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor, nn
 
-from ._cache import KVCache
+from ._attention import Ahead, Cache, Text, Tree
 from ._files import jsonable, write_atomic
-from .branches import _Masked, tree_mask
 from .candidates import entropy
 from .data import Windows
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
+from .prefix import tree_mask
 from .statistics import Interval
 from .train import TrainConfig, cross_entropy, train
 from .trigram import eval_mode
@@ -83,37 +83,17 @@ class MetaAwareBlock(Block):
         super().__init__(cfg)
         self.norm1, self.norm2 = (AdaptiveLayer(cfg.width) for _ in range(2))
 
-    def forward(self, x: Float[Tensor, "b t d"], layer: int = 0, cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None) -> Float[Tensor, "b t d"]:
-        x = x + self.drop(self.attention(self.norm1(x, confidence_scalars), layer, cache))
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        slot: int = 0,  # which application of a block this is, for the cache
+        cache: Cache | None = None,
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: zeros
+    ) -> Float[Tensor, "b t d"]:
+        x = x + self.drop(self.attention(self.norm1(x, confidence_scalars), slot, cache))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x, confidence_scalars)))))
 
 # %% ../nbs/17_confidence.ipynb #c12model
-class _Remembering(KVCache):
-    "A cache that keeps the confidence predicted after every position"
-
-    def __init__(self, *shape, context: int):
-        super().__init__(*shape)
-        self.confidence = self.like.new_zeros(self.rows, context, 1)
-
-    def fork(self, g):
-        self.confidence = self.confidence.repeat_interleave(g, 0) if g > 1 else self.confidence
-        return super().fork(g)
-
-    def gather(self, rows):
-        self.confidence = self.confidence[rows]
-        return super().gather(rows)
-
-    def part(self, start, stop):
-        view = super().part(start, stop)
-        view.confidence = self.confidence[start:stop]
-        return view
-
-
-def _shifted(pred: Float[Tensor, "b t"]) -> Float[Tensor, "b t 1"]:
-    "Every position hears what the one before it predicted; the first hears 0"
-    return F.pad(pred[:, :-1], (1, 0))[..., None]
-
-
 class ConfidenceAwareGPT(ContextualGPT):
     "A causal transformer that predicts its own loss two characters ahead, and may hear its previous prediction"
 
@@ -133,43 +113,60 @@ class ConfidenceAwareGPT(ContextualGPT):
         nn.init.constant_(self.confidence_predictor[-1].bias, confidence_init_bias)
         self.feedback = feedback
 
-    def through(self, x: Float[Tensor, "b t d"], confidence_scalars: Float[Tensor, "b t 1"] | None = None, cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        "All blocks and the last normalisation"
-        for layer, block in enumerate(self.blocks): x = block(x, layer, cache, confidence_scalars)
+    def through(
+        self,
+        ids: Int[Tensor, "b t"],
+        cache: Cache,  # that has begun with them
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: zeros
+    ) -> Float[Tensor, "b t d"]:
+        "Embedding, all blocks and the last normalisation"
+        x = self.embed(ids, cache)
+        for slot, block in enumerate(self.blocks): x = block(x, slot, cache, confidence_scalars)
         return self.norm(x)
 
-    def hidden(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None) -> Float[Tensor, "b t d"]:
+    def hidden(
+        self,
+        ids: Int[Tensor, "b t"],
+        cache: Cache | None = None,  # what a position may look at; none: what stands before it
+        last: bool = False,  # only the last position
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: the model's own
+    ) -> Float[Tensor, "b u d"]:
         "The normalised last layer, from which both heads read"
-        started = cache is not None and cache.length > 0
-        if confidence_scalars is not None: _check_confidence(ids, confidence_scalars)
-        elif self.feedback and started and ids.shape[1] > 1: return torch.cat([self.hidden(i, cache) for i in ids.split(1, 1)], 1)
-        elif self.feedback: confidence_scalars = cache.confidence[:, cache.length - 1 : cache.length] if started else self.previous(ids)
-        if cache is not None: cache.read(ids)
-        hid = self.through(self.embed(ids, cache), confidence_scalars, cache)
-        if self.feedback and cache is not None: cache.confidence[:, cache.length : cache.length + ids.shape[1]] = self.confidence_predictor(hid).detach()
-        if cache is not None: cache.advance(ids.shape[1])
-        return hid
+        stays, cache = cache is not None, cache or Cache()
+        cache.begin(ids)
+        own = self.feedback and confidence_scalars is None
+        hid = self.through(ids, cache, self._heard(ids, cache) if own else confidence_scalars)
+        if own and stays: cache.keep("confidence", self.confidence_predictor(hid).detach())
+        cache.end()
+        return hid[:, -1:] if last else hid
+
+    def previous(
+        self,
+        ids: Int[Tensor, "b t"],
+        passes: int | None = None,  # Jacobi passes; `feedback` of them by default
+    ) -> Float[Tensor, "b t 1"] | None:
+        "The confidences that every position of a text hears: none (zeros) without a pass"
+        (cache := Cache()).begin(ids)
+        return self._heard(ids, cache, passes)
 
     @torch.no_grad()
-    def previous(self, ids: Int[Tensor, "b t"], passes: int | None = None) -> Float[Tensor, "b t 1"] | None:
-        "The confidences that every position hears: zeros (none), or after Jacobi passes, `feedback` of them by default"
-        heard = None
+    def _heard(self, ids, cache, passes=None):
+        "What every position hears: its parent's prediction, found by trial passes as long as there are grandchildren"
+        passes = self.feedback if passes is None else passes
+        if not passes: return None
+        heard = cache.from_parent("confidence", ids.new_zeros(*ids.shape, 1, dtype=self.position.weight.dtype))
         with eval_mode(self):
-            for _ in range(self.feedback if passes is None else passes): heard = _shifted(self.confidence_predictor(self.through(self.embed(ids), heard))[..., 0])
+            for _ in range(min(passes, cache.chain - 1)):
+                heard = cache.from_parent("confidence", self.confidence_predictor(self.through(ids, cache, heard)))
         return heard
 
     def forward(
-        self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
+        self, ids: Int[Tensor, "b t"], cache: Cache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
     ) -> Float[Tensor, "b t v"] | dict[str, Tensor]:  # with confidence_scalars: {"logits" (b t v), "confidence_pred" (b t)}
         "Logits of the next character at every position; given the previous confidences, also the predicted ones"
-        hid = self.hidden(ids, cache, confidence_scalars)
+        if confidence_scalars is not None: _check_confidence(ids, confidence_scalars)
+        hid = self.hidden(ids, cache, False, confidence_scalars)
         return self.head(hid) if confidence_scalars is None else {"logits": self.head(hid), "confidence_pred": self.confidence_predictor(hid)[..., 0]}
-
-    def new_cache(self, rows: int, room: int = 0) -> KVCache:  # sequences side by side; positions to reserve
-        "An empty cache for this model"
-        if not self.feedback: return super().new_cache(rows, room)
-        shape = self.cfg.n_layers, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads
-        return _Remembering(*shape, rows, room or self.cfg.context, self.position.weight, context=self.cfg.context)
 
 
 def _check_confidence(ids, c):
@@ -230,48 +227,11 @@ def _two_passes(model, prev_conf, tokens_t, tokens_t_plus_1, tokens_t_plus_2):
 ConfidenceAwareGPT.two_pass_training_step = staticmethod(two_pass_training_step)
 
 # %% ../nbs/17_confidence.ipynb #c12forms
-class Kept(KVCache):
-    "What a block takes for a cache: causal attention whose keys and values stay for the branches, without gradient"
-
-    def __init__(self): self.kv = []
-
-    def attend(self, layer, q, k, v):
-        self.kv.append((k.detach(), v.detach()))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _causal(q, k, v):
-    "Causal attention, and the logarithm of the sum that its softmax divided by"
-    if q.device.type == "cpu": return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-    scores = q @ k.mT * q.shape[-1] ** -0.5 + q.new_full((q.shape[2],) * 2, -torch.inf).triu(1)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1)
-
-
-class _OneAhead(KVCache):
-    "What a block takes for a cache: branch t looks at the text up to t and at itself"
-
-    def __init__(self, kept): self.kv = kept.kv
-
-    def attend(self, layer, q, k, v):
-        y, log_sum = _causal(q, *self.kv[layer])
-        own = (q * k).sum(-1) * q.shape[-1] ** -0.5
-        return torch.lerp(y, v, torch.sigmoid(own - log_sum)[..., None])  # the share of one more score in the softmax
-
-
-def _ahead(model, ids, branch):
-    "Embeddings of branch characters, each one position after the character it follows"
-    t, x = ids.shape[1], model.token(branch) + model.position.weight[1 : ids.shape[1] + 1]
-    if model.ngram is None: return x
-    tables, n = model.ngram.tables, len(model.ngram.tables)
-    seen = F.pad(ids, (n - 1, 0), value=tables.shape[1] - 1)
-    lags = [F.embedding(branch, tables[0])] + [F.embedding(seen[:, n - lag : n - lag + t], tables[lag]) for lag in range(1, n)]
-    return x + model.ngram.out(F.gelu(sum(lags)))
-
-
 @lru_cache(8)
 def _text_and_branches(t):
-    "The tree mask of t characters with a branch of one character each"
-    return tree_mask(torch.cat([torch.arange(t) - 1, torch.arange(t)]))
+    "The tree of t characters with a branch of one character behind each, and its mask"
+    parent = torch.cat([torch.arange(t) - 1, torch.arange(t)])
+    return parent, tree_mask(parent)
 
 
 @torch.no_grad()
@@ -285,20 +245,19 @@ def mask_ahead(
     "Second pass over text and branches, in one row of length 2 t under a tree mask"
     t = ids.shape[1]
     before = torch.zeros_like(pred)[..., None] if heard is None else heard
-    hid = model.through(torch.cat([model.embed(ids), _ahead(model, ids, branch)], 1), torch.cat([before, pred[..., None]], 1), _Masked(_text_and_branches(t).to(ids.device)))
+    hid = model.hidden(torch.cat([ids, branch], 1), Tree(*_text_and_branches(t)), confidence_scalars=torch.cat([before, pred[..., None]], 1))
     return model.head(hid[:, t:])
 
 
 @torch.no_grad()
 def branch_ahead(
     model: ConfidenceAwareGPT,
-    ids: Int[Tensor, "b t"],  # the text
+    text: Text,  # what the first pass left
     branch: Int[Tensor, "b t"],  # what is written after each of its characters
     pred: Float[Tensor, "b t"],  # the confidences predicted there, which the branches hear
-    kept: Kept,  # keys and values that the first pass left
 ) -> Float[Tensor, "b t v"]:  # logits after each branch
     "Second pass over the branches alone"
-    return model.head(model.through(_ahead(model, ids, branch), pred[..., None], _OneAhead(kept)))
+    return model.head(model.hidden(branch, Ahead(text), confidence_scalars=pred[..., None]))
 
 # %% ../nbs/17_confidence.ipynb #c12obj
 FORMS, TARGETS = ("last", "mask", "branch", "shifted"), ("sampled", "teacher")
@@ -340,7 +299,7 @@ class Lookahead:
         ids = batch[0]
         heard = self.carried if self.cfg.carry and self.carried is not None and self.carried.shape[:2] == ids.shape else model.previous(ids)
         pred, actual, token_loss, confidence_loss = (self.last if self.cfg.form == "last" else self.everywhere)(model, batch, heard)
-        if self.cfg.carry: self.carried = (pred.detach()[:, None, None].expand(*ids.shape, 1) if pred.ndim == 1 else _shifted(pred.detach())).contiguous()
+        if self.cfg.carry: self.carried = (pred.detach()[:, None, None].expand(*ids.shape, 1) if pred.ndim == 1 else F.pad(pred.detach()[:, :-1], (1, 0))[..., None]).contiguous()
         loss = token_loss + self.cfg.alpha * self.own_clip(model, confidence_loss)
         metrics = dict(token_loss=token_loss.item(), confidence_loss=confidence_loss.item(), predicted=pred.mean().item(), predicted_sd=pred.std(correction=0).item(), actual=actual)
         return loss, metrics | dict(tokens=pred.numel())
@@ -354,19 +313,19 @@ class Lookahead:
     def everywhere(self, model, batch, heard):
         "All positions of all windows"
         window = torch.cat([batch[0], batch[1][:, None], batch[2][:, None]], 1)
-        ids, y, after, kept = window[:, :-2], window[:, 1:-1], window[:, 2:], Kept()
-        hid = model.through(model.embed(ids), heard, kept)
+        ids, y, after, text = window[:, :-2], window[:, 1:-1], window[:, 2:], Text(detach=True)
+        hid = model.hidden(ids, text, confidence_scalars=heard)
         logits = model.head(hid)
         pred = model.confidence_predictor(hid.detach() if self.cfg.detach else hid)[..., 0]
         nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(pred)
         if self.cfg.form == "shifted": guess, actual = pred[:, :-1], nll[:, 1:].detach()
-        else: guess, actual = pred, self.future(model, ids, y, after, logits.detach(), pred.detach(), heard, kept)
+        else: guess, actual = pred, self.future(model, ids, y, after, logits.detach(), pred.detach(), heard, text)
         return pred, actual.mean().item(), nll.mean(), F.mse_loss(guess, actual)
 
-    def future(self, model, ids, y, after, logits, pred, heard, kept):
+    def future(self, model, ids, y, after, logits, pred, heard, text):
         "The loss two characters ahead, at every position"
         branch = y if self.cfg.target == "teacher" else choose(logits.flatten(0, 1), generator=self.generator).view_as(ids)
-        ahead = branch_ahead(model, ids, branch, pred, kept) if self.cfg.form == "branch" else mask_ahead(model, ids, branch, pred, heard)
+        ahead = branch_ahead(model, text, branch, pred) if self.cfg.form == "branch" else mask_ahead(model, ids, branch, pred, heard)
         return F.cross_entropy(ahead.flatten(0, 1), after.flatten(), reduction="none").view_as(pred)
 
     def own_clip(self, model, loss):
@@ -413,11 +372,11 @@ def judge_ahead(
 
 def _judged(model, window, oracle, generator, heard):
     "`judge_ahead` for a few windows"
-    ids, y, after, kept = window[:, :-2], window[:, 1:-1], window[:, 2:], Kept()
-    hid = model.through(model.embed(ids), model.previous(ids) if heard is None else torch.full((*ids.shape, 1), heard, device=ids.device), kept)
+    ids, y, after, text = window[:, :-2], window[:, 1:-1], window[:, 2:], Text(detach=True)
+    hid = model.hidden(ids, text, confidence_scalars=model.previous(ids) if heard is None else torch.full((*ids.shape, 1), heard, device=ids.device))
     logp, pred = model.head(hid).log_softmax(-1), model.confidence_predictor(hid)[..., 0]
 
-    def ahead(branch): return branch_ahead(model, ids, branch, pred, kept).log_softmax(-1)
+    def ahead(branch): return branch_ahead(model, text, branch, pred).log_softmax(-1)
     def drawn(): return choose(logp.flatten(0, 1), generator=generator).view_as(ids)
     def nll(logp, target): return -logp.gather(-1, target[..., None])[..., 0]
 

@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from .branches import Trunk, branch_logits, generate
+from .prefix import Prefix, branch_logits, generate
 from .candidates import CandidateConfig, Candidates, entropy, exact_match, partial_credit, prefix_match, select
 from .gpt import ContextualGPT
 from .trigram import NGram, eval_mode
@@ -244,7 +244,7 @@ class AllPositions(GRPO):
 
 # %% ../nbs/14_grpo.ipynb #g10roll
 def guided_generate(
-    trunk: Trunk,  # contexts, read once
+    trunk: Prefix,  # contexts, read once
     n: int,  # characters a branch, the first one chosen
     candidates: CandidateConfig,
     generator: torch.Generator | None = None,  # for repeatable draws
@@ -274,7 +274,7 @@ class Rollouts(GRPO):
         if cfg.partial_credit and reward is not prefix_match: raise ValueError("partial credit is given along a prefix match, not with another reward")
         self.length, self.reward, self.end = length, reward, end
 
-    def read(self, model, batch): return Trunk(model, batch[:, : -self.length])
+    def read(self, model, batch): return Prefix(model, batch[:, : -self.length])
 
     @torch.no_grad()
     def explore(self, trunk, batch):

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ._errors import unknown_name
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
-from .branches import Trunk, branch_logits, generate
+from .prefix import Prefix, branch_logits, generate
 from .candidates import entropy
 from .gpt import ContextualGPT, GPTConfig
 from .grpo import group_advantage, kl_exact
@@ -220,14 +220,14 @@ def with_answer(
     return ids, torch.zeros_like(found.chosen).scatter(-1, at, to_end(answer)[:, None].expand_as(at))
 
 
-def _logp_written(trunk: Trunk, ids: Int[Tensor, "b g n"]) -> Float[Tensor, "b g n"]:
+def _logp_written(trunk: Prefix, ids: Int[Tensor, "b g n"]) -> Float[Tensor, "b g n"]:
     "Log-probability of every character of every branch"
     return branch_logits(trunk, ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
 
 
 @torch.no_grad()
 def answer_logp(
-    trunk: Trunk,
+    trunk: Prefix,
     found: Thoughts,
     answer: Int[Tensor, "b s"],
     end: int,
@@ -240,7 +240,7 @@ def answer_logp(
 
 @torch.no_grad()
 def direct_logp(
-    trunk: Trunk,
+    trunk: Prefix,
     answer: Int[Tensor, "b s"],
 ) -> Float[Tensor, "b"]:
     "Log-likelihood of the true answer without a thought, in nats"
@@ -283,8 +283,8 @@ class CoherenceScorer:
         answer: Int[Tensor, "b s"],
     ) -> Coherence:
         "Three parts for every thought"
-        trunk, n = Trunk(model, prompt), found.inside.sum(-1).clamp(min=1)
-        known = _logp_written(Trunk(self.reference, prompt), found.ids)
+        trunk, n = Prefix(model, prompt), found.inside.sum(-1).clamp(min=1)
+        known = _logp_written(Prefix(self.reference, prompt), found.ids)
         gain = answer_logp(trunk, found, answer, self.end) - direct_logp(trunk, answer)[:, None]
         return Coherence(self.alike(model, prompt, found), ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1), (gain / to_end(answer).sum(-1, keepdim=True)).sigmoid())
 
@@ -339,8 +339,8 @@ class NothingToLearn(RuntimeError):
 
 
 def compute_kl_divergence(
-    trunk: Trunk,  # of the policy
-    reference: Trunk,  # of the frozen warm start, over the same prompts
+    trunk: Prefix,  # of the policy
+    reference: Prefix,  # of the frozen warm start, over the same prompts
     found: Thoughts,
     logits: Float[Tensor, "b g n v"] | None = None,  # the policy's along the thoughts, where they are known
 ) -> Float[Tensor, ""]:
@@ -351,8 +351,8 @@ def compute_kl_divergence(
 
 
 def kl_without_thoughts(
-    trunk: Trunk,  # of the policy
-    reference: Trunk,  # of the frozen warm start, over the same prompts
+    trunk: Prefix,  # of the policy
+    reference: Prefix,  # of the frozen warm start, over the same prompts
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
@@ -390,7 +390,7 @@ class ThoughtRL:
 
     def losses(self, model: ContextualGPT, prompt: Int[Tensor, "b t"], answer: Int[Tensor, "b s"], items: list[Item]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         "The policy's loss and the penalty"
-        trunk = Trunk(model, prompt)
+        trunk = Prefix(model, prompt)
         found = ThoughtGenerator(self.thoughts, answer.shape[1], self.task.vocab["\n"])(trunk, generator=self.generator)
         logits = branch_logits(trunk, found.ids)
         reward, right = self.reward(trunk, found, answer, items)
@@ -399,7 +399,7 @@ class ThoughtRL:
         own = thought if self.cfg.reward == "gain" else found.chosen  # the drawn answer earned none of a gain
         logp = logits.log_softmax(-1).gather(-1, found.ids[..., None])[..., 0]
         loss = -(adv * (logp * own).sum(-1)).mean()
-        known, held = Trunk(self.reference, prompt) if self.reference else None, self.cfg.kl_to == "same_thought"
+        known, held = Prefix(self.reference, prompt) if self.reference else None, self.cfg.kl_to == "same_thought"
         kl = compute_kl_divergence(trunk, known, found, logits if self.cfg.beta and held else logits.detach()) if known else loss.detach() * math.nan
         penalty = kl if held or not self.cfg.beta else kl_without_thoughts(trunk, known, found, answer, self.thoughts.end)
         tens = self.episodes // 10
@@ -413,7 +413,7 @@ class ThoughtRL:
         "The thought and its end"
         return found.inside | ((found.ids == self.thoughts.end).cumsum(-1) == 1) & (found.ids == self.thoughts.end)
 
-    def reward(self, trunk: Trunk, found: Thoughts, answer: Int[Tensor, "b s"], items: list[Item]) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
+    def reward(self, trunk: Prefix, found: Thoughts, answer: Int[Tensor, "b s"], items: list[Item]) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
         "What each thought earned, and whether its answer is right"
         right = right_answers(self.task, answer, found.ids, items)
         if self.cfg.reward == "gain": return answer_logp(trunk, found, answer, self.thoughts.end) - direct_logp(trunk, answer)[:, None], right
@@ -444,7 +444,7 @@ class ThoughtRL:
 
 # %% ../nbs/27_thought_rl.ipynb #tl5
 def naive_loss(
-    trunk: Trunk,  # prompts, read with gradients
+    trunk: Prefix,  # prompts, read with gradients
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     reward: Float[Tensor, "b g"],  # of each thought; its mean enters
@@ -504,7 +504,7 @@ def _seconds(device: torch.device) -> float:
 @torch.no_grad()
 def _validated(model, reference, task, thoughts, items, generator):
     prompt, answer = (part.to(model.position.weight.device) for part in task.encode(items))
-    trunk, write, now = Trunk(model, prompt), ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"]), partial(_seconds, prompt.device)
+    trunk, write, now = Prefix(model, prompt), ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"]), partial(_seconds, prompt.device)
     started = now()
     direct = generate(trunk, answer.shape[1], temperature=0.0)
     between = now()

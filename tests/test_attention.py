@@ -1,17 +1,19 @@
 """Every tool that reads or writes with a model, over every model class of the book, against plain rows: one row a text, no cache"""
+import copy
 import math
+import pickle
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from refine_nb.branches import Trunk, branch_logits, generate, tree_logits
+from refine_nb._attention import Ahead, Text
 from refine_nb.candidates import CandidateConfig
-from refine_nb.confidence import ConfidenceAwareGPT, Kept, Lookahead, branch_ahead, mask_ahead, split_window
+from refine_nb.confidence import ConfidenceAwareGPT, Lookahead, branch_ahead, mask_ahead, split_window
 from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, choose, sample
 from refine_nb.grpo import GRPOConfig, Rollouts
 from refine_nb.mugrokfast import LogitWatch
-from refine_nb.quiet_star import Forks, QuietConfig, QuietGPT, Reading, ThoughtConfig, ThoughtGenerator, think, thought_logp
+from refine_nb.prefix import Prefix, branch_logits, generate, tree_logits
+from refine_nb.quiet_star import QuietConfig, QuietGPT, ThoughtConfig, ThoughtGenerator, think, thought_logp
 from refine_nb.trm import NormedGPT, RecursiveGPT, TRMConfig
 
 V, CONTEXT = 11, 20
@@ -29,17 +31,9 @@ MODELS = {
 }
 
 
-BRANCHES = {"test_generate", "test_prefix_and_branches", "test_trees", "test_grpo_rollouts", "test_thoughts_after_prompts"}
-KNOWN = {"normed", "recursive", "recursive two layers", "feedback"}  # models on which tools that walk the blocks themselves are wrong
-
-
 @pytest.fixture(params=list(MODELS))
 def model(request):
     "One of the book's models, far from the symmetric start"
-    test = request.node.originalname
-    if test in BRANCHES and request.param in KNOWN: request.applymarker(pytest.mark.xfail(reason="the tool walks the blocks itself"))
-    if test in {"test_diagonal_thoughts", "test_thinking"} and request.param in KNOWN | {"confidence"}: request.applymarker(pytest.mark.xfail(raises=TypeError))
-    if test == "test_attention_watch" and request.param in KNOWN - {"normed"}: request.applymarker(pytest.mark.xfail)
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
     for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
@@ -89,7 +83,7 @@ def test_sample(model, temperature, g):
 @pytest.mark.parametrize("g", [1, 3])
 def test_generate(model, g, forced):
     first = ids(2, g, seed=5) if forced else None
-    ours = generate(Trunk(model, ids(2, 5)), 9, g, first, generator=rng())
+    ours = generate(Prefix(model, ids(2, 5)), 9, g, first, generator=rng())
     assert torch.equal(ours, written(model, ids(2, 5), 9, g, 1.0, first)[:, :, 5:])
 
 
@@ -108,8 +102,8 @@ def test_rows(model):
 
 def test_prefix_and_branches(model):
     prefix, branches = ids(2, 6), ids(2, 3, 5, seed=3)
-    close(Trunk(model, prefix).next_logits, model(prefix)[:, -1])
-    ours, rows = branch_logits(Trunk(model, prefix), branches), behind(model, prefix, branches)
+    close(Prefix(model, prefix).next_logits, model(prefix)[:, -1])
+    ours, rows = branch_logits(Prefix(model, prefix), branches), behind(model, prefix, branches)
     close(ours, rows)
     same_gradients(model, ours, rows)
 
@@ -135,10 +129,10 @@ def on_diagonals(model, text, branches):
 def test_diagonal_thoughts(model):
     text, branches = ids(2, 8), ids(2, 4, 6, seed=2)
     rows = on_diagonals(model, text, branches)
-    forks = Forks(Reading(model, text), AT)
-    at_once, in_parts = forks(branches), Forks(Reading(model, text), AT)
+    at_once, growing = Prefix(model, text, every=True).branches(at=AT), Prefix(model, text).branches(at=AT)
+    at_once = model.hidden(branches.flatten(1), at_once).unflatten(1, (4, -1))
     close(at_once, rows)
-    close(torch.cat([in_parts(part) for part in branches.split([2, 1, 3], 2)], 2), rows)
+    close(torch.cat([model.hidden(part.flatten(1), growing).unflatten(1, (4, -1)) for part in branches.split([2, 1, 3], 2)], 2), rows)
     same_gradients(model, model.head(at_once), model.head(rows))
 
 
@@ -150,7 +144,7 @@ def test_thinking(model):
             row = [*text[i, : p + 1].tolist(), THOUGHTS.start]
             for _ in range(THOUGHTS.length): row.append(int(thought_logp(model(torch.tensor([row]))[0, -1], THOUGHTS).argmax()))
             ours.append(row[-THOUGHTS.length :])
-    assert think(Reading(model, text), AT, ThoughtConfig(9, 10, length=3, temperature=0.0)).flatten(0, 1).tolist() == ours
+    assert think(Prefix(model, text), AT, ThoughtConfig(9, 10, length=3, temperature=0.0)).flatten(0, 1).tolist() == ours
 
 
 def test_look_ahead(model):
@@ -159,12 +153,22 @@ def test_look_ahead(model):
     if not isinstance(model, ConfidenceAwareGPT):
         with pytest.raises(TypeError, match=type(model).__name__): Lookahead()(model, split_window(ids(3, 10)))
         return
-    heard, kept = model.previous(text), Kept()
-    pred = model.confidence_predictor(model.through(model.embed(text), heard, kept))[..., 0]
+    heard, read = model.previous(text), Text()
+    pred = model.confidence_predictor(model.hidden(text, read, confidence_scalars=heard))[..., 0]
     heard = torch.zeros(3, 8, 1) if heard is None else heard
     rows = torch.stack([model(torch.cat([text[:, : t + 1], branch[:, t : t + 1]], 1), confidence_scalars=torch.cat([heard[:, : t + 1], pred[:, t : t + 1, None]], 1))["logits"][:, -1] for t in range(8)], 1)
     close(mask_ahead(model, text, branch, pred, heard), rows)
-    close(branch_ahead(model, text, branch, pred, kept), rows)
+    close(branch_ahead(model, read, branch, pred), rows)
+
+
+def test_one_character_ahead(model):
+    "A character behind every position, without a confidence from outside; again and again from one reading"
+    text, prefix = ids(3, 8), Prefix(model, ids(3, 8))
+    for seed in (2, 3):
+        branch = ids(3, 8, seed=seed)
+        with torch.no_grad(): ours = model(branch, prefix.ahead())
+        close(ours, torch.stack([model(torch.cat([text[:, : t + 1], branch[:, t : t + 1]], 1))[:, -1] for t in range(8)], 1))
+    with pytest.raises(ValueError, match="no gradients"): model(branch, Ahead(prefix.text))
 
 
 def largest_by_hand(model, text):
@@ -194,6 +198,10 @@ def test_attention_watch(model):
     model(text).sum().backward()
     torch.testing.assert_close(torch.stack(watch.largest).detach(), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.attention_logit_max(text), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack(watch.largest), want, rtol=1e-5, atol=1e-5)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert all(m.observer is None for m in other.modules() if isinstance(m, Attention))
+        close(other(text), model(text))
 
 
 def test_grpo_rollouts(model):
@@ -211,8 +219,8 @@ def test_thoughts_after_prompts(model):
     "What the reinforcement of thoughts draws: every character that the model chose is the likeliest of a plain row"
     prefix, write = ids(3, 5), ThoughtGenerator(THOUGHTS, answer=4, stop=0)
     for g in (1, 2):
-        found = write(Trunk(model, prefix), g, temperature=0.0)
+        found = write(Prefix(model, prefix), g, temperature=0.0)
         likeliest = behind(model, torch.cat([prefix, torch.full((3, 1), THOUGHTS.start)], 1), found.ids[..., 1:]).argmax(-1)
         assert torch.equal(likeliest[found.chosen[..., 1:]], found.ids[..., 1:][found.chosen[..., 1:]]) and found.chosen.any(-1).all()
-    drawn = write(Trunk(model, prefix), generator=rng())
-    close(branch_logits(Trunk(model, prefix), drawn.ids), behind(model, prefix, drawn.ids))
+    drawn = write(Prefix(model, prefix), generator=rng())
+    close(branch_logits(Prefix(model, prefix), drawn.ids), behind(model, prefix, drawn.ids))

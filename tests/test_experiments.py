@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import refine_nb.records
-from refine_nb.branches import Trunk
+from refine_nb.prefix import Prefix
 from refine_nb.data import load_corpus
 from refine_nb.tasks import S5, split_of
 from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
@@ -87,7 +87,7 @@ def test_published_loss_is_reward_times_likelihood_and_penalty(tmp_path, monkeyp
     if params["method"] == "naive":
         earned = compute_reward(right, at_once)
         assert earned.mean() == 0.5 == told["rl/reward"]
-    expected, known = naive_loss(trunk, found, batch[1], earned, ns["thoughts"].end), Trunk(ns["baked"], batch[0])
+    expected, known = naive_loss(trunk, found, batch[1], earned, ns["thoughts"].end), Prefix(ns["baked"], batch[0])
     penalty = kl_without_thoughts(trunk, known, found, batch[1], ns["thoughts"].end) if "kl_to" in params else compute_kl_divergence(trunk, known, found)
     assert penalty > 1e-3
     assert loss.item() == pytest.approx((expected + params["beta"] * penalty).item(), abs=1e-6) and told["right"] == 1
