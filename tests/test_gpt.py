@@ -1,4 +1,7 @@
 """The network: causality, the cache against plain passes, sampling, precisions, and parity with GPT-2 where it is installed"""
+import copy
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
