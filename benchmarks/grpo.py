@@ -35,10 +35,10 @@ import torch
 
 import refine_nb.train
 from refine_nb.prefix import Prefix, branch_logits, generate
-from refine_nb.candidates import CandidateConfig, select
+from refine_nb.candidates import CandidateConfig, select, group_advantage
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample, set_precision
-from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss
+from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, grpo_loss
 from refine_nb.train import TrainConfig, adamw, train, update
 
 OUT, CURVES = Path(__file__).with_suffix(".json"), Path(__file__).with_name("grpo_scaling.csv")

@@ -21,8 +21,8 @@ from ._project import find_root
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import read_parameters
 from refine_nb.statistics import (
-    Interval, clip_interval, holm, interval_p, mean_interval, no_effect, paired_interval, paired_proportion_interval,
-    proportion_interval, proportion_p, sign_flip_p, t_p, widen,
+    Interval, holm, mean_interval, paired_interval, paired_proportion_interval, proportion_interval, proportion_p,
+    sign_flip_p, t_p,
 )
 from .tables import read_runs
 
@@ -162,7 +162,7 @@ class Number:
     ) -> float | None:
         "Two-sided p-value of a mean equal to `null`, None where chance has no part"
         if self.kind == "random seeds": return t_p(self.values, null)
-        if self.kind == "windows": return interval_p(self.interval, null)
+        if self.kind == "windows": return self.interval.p_value(null)
         if self.kind != "runs" or min(self.values) < 0: return None
         return proportion_p(int(sum(self.values)), len(self.values), min(max(null, 0), 1))
 
@@ -183,7 +183,7 @@ def _over_seeds(
     both = [paired_interval(a, b, level) if test == "paired" else mean_interval(d, level) for level in levels]
     low, high = (shape.low, shape.high) if base is None else (shape.low - shape.high, shape.high - shape.low)
     kind = "same" if d.nunique() == 1 else "random seeds"
-    return Number(*(clip_interval(i, low, high) for i in both), kind, values, room)
+    return Number(*(i.clip(low, high) for i in both), kind, values, room)
 
 def _count(a, b, level: float) -> Interval:
     "The exact interval of a share of runs, or of a difference of two"
@@ -199,7 +199,7 @@ def _over_windows(
     if control is not None:
         b = one(control, card)
         i = Interval(i.mean - b.mean, i.low - b.high, i.high - b.low, min(i.n, b.n))
-    return Number(i, widen(i, max(1, len(card.get("controls") or {}))), kind)
+    return Number(i, i.widen(max(1, len(card.get("controls") or {}))), kind)
 
 # %% ../nbs/95_claims.ipynb #c21ver1
 DECIDED = ("reproduced", "refuted", "no effect found")
@@ -236,7 +236,7 @@ def ruling(
     room = found.room[0 if effect > 0 else 1]
     if max(room, room - math.copysign(i.mean, i.mean * effect)) < abs(effect):
         return "nothing could be seen", f"the control leaves room for {max(room, 0):.2g}"
-    if no_effect(i, abs(effect)) and out: return "no effect found", f"within ±{abs(effect):g}"
+    if i.no_effect(abs(effect)) and out: return "no effect found", f"within ±{abs(effect):g}"
     if not out: return "open", ""
     if low > 0: return "refuted", "an effect, but smaller" if high < abs(effect) else "an effect, but larger"
     return "open", "the claimed effect is excluded, one in the opposite direction is not"

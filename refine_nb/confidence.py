@@ -6,35 +6,32 @@
 __all__ = ['FORMS', 'TARGETS', 'HISTORY', 'LookaheadWindows', 'split_window', 'prepare_confidence_data', 'AdaptiveLayer',
            'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin', 'next_token', 'two_pass_training_step',
            'mask_ahead', 'branch_ahead', 'LookaheadConfig', 'Lookahead', 'judge_ahead', 'r2', 'auroc',
-           'calibration_curve', 'calibration_error', 'isotonic_map', 'window_interval', 'quality', 'r2_gain',
-           'risk_coverage', 'ConfidenceExperimentConfig', 'ConfidenceExperimentResults', 'compare_models', 'summary']
+           'calibration_curve', 'calibration_error', 'isotonic_map', 'quality', 'r2_gain', 'risk_coverage',
+           'ConfidenceExperimentConfig', 'ConfidenceExperimentResults', 'compare_models', 'summary']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
-import json, math
+import json
+import math
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
-import pandas as pd
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from scipy.optimize import isotonic_regression
 from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor, nn
-
 from ._attention import Ahead, Cache, Text, Tree
 from ._files import jsonable, write_atomic
-from .candidates import entropy
 from .data import Windows
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
 from .prefix import tree_mask
-from .statistics import Interval
 from .train import TrainConfig, cross_entropy, train
-from .trigram import eval_mode
+from .evaluation import entropy, eval_mode
 
 # %% ../nbs/17_confidence.ipynb #c12data
 class LookaheadWindows(Windows):
@@ -437,21 +434,6 @@ def isotonic_map(
     mean = np.add.reduceat(y[order], first) / count
     fitted = isotonic_regression(mean, weights=count).x
     return lambda new: np.interp(new, at, fitted)
-
-
-def window_interval(
-    statistic: Callable,  # (pred (t,), actual (t,)) → a number
-    pred: Float[np.ndarray, "b t"],
-    actual: Float[np.ndarray, "b t"],
-    level: float = 0.95,
-    resamples: int = 200,
-) -> Interval:
-    "Percentile interval of any statistic over whole windows drawn again; raises `ValueError` for fewer than 100 windows"
-    if len(pred) < 100: raise ValueError(f"{len(pred)} windows are too few for an interval: judge at least 100")
-    rng = np.random.default_rng(0)
-    draws = [rng.integers(len(pred), size=len(pred)) for _ in range(resamples)]
-    low, high = np.quantile([statistic(pred[i].ravel(), actual[i].ravel()) for i in draws], [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(pred.ravel(), actual.ravel())), float(low), float(high), len(pred))
 
 # %% ../nbs/17_confidence.ipynb #c12qual
 def quality(

@@ -8,17 +8,15 @@ __all__ = ['PRESETS', 'PRECISIONS', 'GPTConfig', 'Linear', 'set_precision', 'Att
 
 # %% ../nbs/06_gpt.ipynb #4336ddfb
 import math
-from dataclasses import asdict, dataclass, replace
-
 import torch
 import torch.nn.functional as F
+from dataclasses import asdict, dataclass, replace
 from einops import rearrange
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
 from ._attention import Cache, LargestLogit, Rows
-from .trigram import eval_mode
+from .evaluation import eval_mode
 
 # %% ../nbs/06_gpt.ipynb #b29f3ed8
 @dataclass(frozen=True)

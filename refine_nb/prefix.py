@@ -10,10 +10,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
 from ._attention import Ahead, Branches, Rows, Text, Tree
 from .gpt import ContextualGPT, choose
-from .trigram import eval_mode
+from .evaluation import eval_mode
 
 # %% ../nbs/07_prefix.ipynb #b08star
 def star(

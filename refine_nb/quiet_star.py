@@ -9,23 +9,20 @@ __all__ = ['PLACES', 'MIXINGS', 'ThoughtConfig', 'thought_logp', 'think', 'Thoug
 
 # %% ../nbs/22_quiet_star.ipynb #qs0imp
 import math
+import torch
+import torch.nn.functional as F
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-
 from ._errors import unknown_name
-from .candidates import entropy
+from .candidates import group_advantage
 from .confidence import ConfidenceAwareGPT
 from .gpt import ContextualGPT, GPTConfig, choose
-from .grpo import group_advantage
 from .prefix import Prefix
-from .trigram import eval_mode
+from .evaluation import entropy, eval_mode
 
 # %% ../nbs/22_quiet_star.ipynb #qs1
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ __all__ = ['CANNED_END', 'REWARDS', 'COHERENCE_WEIGHTS', 'ALIKE', 'PROXIES', 'wo
            'no_wider', 'Questions', 'WarmStart', 'right_answers', 'to_end', 'warm_loss', 'compute_reward',
            'with_answer', 'answer_logp', 'direct_logp', 'Coherence', 'CoherenceScorer', 'thought_diversity',
            'ThoughtRLConfig', 'NothingToLearn', 'compute_kl_divergence', 'kl_without_thoughts', 'ThoughtRL',
-           'naive_loss', 'distinct', 'spell', 'validate_episode', 'as_logged', 'save_model', 'load_model',
-           'TheaterFound', 'forgives', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
+           'naive_loss', 'spell', 'validate_episode', 'as_logged', 'save_model', 'load_model', 'TheaterFound',
+           'forgives', 'Watch', 'Reinforced', 'Baked', 'run_step1_baking', 'run_step2_rl']
 
 # %% ../nbs/27_thought_rl.ipynb #tl0imp
 import copy
@@ -16,6 +16,8 @@ import hashlib
 import json
 import math
 import time
+import torch
+import torch.nn.functional as F
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,25 +25,21 @@ from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-
 from ._errors import unknown_name
 from ._files import jsonable, try_lock, write_atomic
-from .anti_theater import AntiTheaterValidator, Evidence, Report, divergence
+from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .prefix import Prefix, branch_logits, generate
-from .candidates import entropy
+from .candidates import group_advantage
 from .gpt import ContextualGPT, GPTConfig
-from .grpo import group_advantage, kl_exact
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
-from .tasks import Item, MultipleChoice, Prompts, Task, WordProblems, load_task
+from .tasks import Item, Prompts, Task, distinct
 from .train import TrainConfig, adamw, checkpoints, read_manifest, train
-from .trigram import eval_mode
+from .benchmark_tasks import MultipleChoice, WordProblems, load_task
+from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
 
 # %% ../nbs/27_thought_rl.ipynb #tl1
 def worked_thought(item: Item) -> str:
@@ -310,7 +308,7 @@ def thought_diversity(
     pairs = []
     for ids, inside in zip(found.ids, found.inside):
         texts = [row[keep].tolist() for row, keep in zip(ids, inside)]
-        pairs += [divergence(a, b) for a, b in combinations(texts, 2)]
+        pairs += [normalized_edit_distance(a, b) for a, b in combinations(texts, 2)]
     return sum(pairs) / len(pairs) if pairs else 0.0
 
 # %% ../nbs/27_thought_rl.ipynb #tl4
@@ -457,20 +455,6 @@ def naive_loss(
 
 # %% ../nbs/27_thought_rl.ipynb #tl7
 PROXIES = {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # generated problems in these formats
-
-
-def distinct(
-    task: Task,
-    n: int,  # questions
-    seed: int = 0,  # of the draw
-    keep: Callable[[Item], bool] | None = None,  # which of them; all by default
-) -> list[Item]:
-    "Different test questions, fewer than n where a task has no more"
-    generator, found = torch.Generator().manual_seed(seed), {}
-    for _ in range(20):
-        found |= {i.prompt: i for i in task.sample(n, generator, "test") if keep is None or keep(i)}
-        if len(found) >= n: break
-    return list(found.values())[:n]
 
 
 def spell(

@@ -698,11 +698,12 @@ def since(
     for sweep in dict.fromkeys(a.sweep for a in arms):
         executed, equal = _read_executed(work.root / "results" / sweep), work.equal(sweep)
         for arm in [a for a in arms if a.sweep == sweep]:
-            unknown += arm.id not in executed
-            if arm.id not in equal: continue  # what differed before says nothing about a change
+            unknown += not executed.get(arm.id, {""}) <= then.digests.keys()
+            if arm.id not in equal or arm.id not in executed: continue  # what differed before says nothing about a change
             kind = [json_digest(sorted(executed[arm.id]))] if arm.experiment in rewritten else []
             touched[arm.id] = {(arm.experiment, name) for name in [*(executed[arm.id] & changed), *kind]}
-    if unknown: tqdm.write(f"{unknown} arms were never run, so what they execute is not known", file=sys.stderr)
+    if unknown: tqdm.write(f"{unknown} arms were never run, or ran code that has other names by now, so what they execute "
+                           "is not fully known; `refine-nb verify` runs them all", file=sys.stderr)
     chosen = set(cover(touched))
     return [a for a in arms if a.id in chosen]
 

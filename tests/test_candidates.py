@@ -4,7 +4,8 @@ import math
 import pytest
 import torch
 
-from refine_nb.candidates import ESTIMATORS, CandidateConfig, entropy, exact_match, partial_credit, prefix_match, select, whole_match
+from refine_nb.candidates import ESTIMATORS, CandidateConfig, exact_match, partial_credit, prefix_match, select, whole_match
+from refine_nb.evaluation import entropy
 
 
 def random_logp(*shape, scale=2.0, seed=0): return (scale * torch.randn(shape, generator=torch.Generator().manual_seed(seed))).log_softmax(-1)

@@ -35,14 +35,13 @@ from refine_nb.confidence import (
     split_window,
     standard_twin,
     summary,
-    window_interval,
 )
 from refine_nb.data import Windows
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.prefix import tree_logits
-from refine_nb.statistics import bootstrap_interval
+from refine_nb.statistics import bootstrap_interval, window_interval
 from refine_nb.train import BadCheckpoint, TrainConfig, adamw, count_flops, load_weights, save_checkpoint, train, update
-from refine_nb.trigram import evaluate, score
 
 SHAPE = GPTConfig(7, context=9, n_layers=2, n_heads=2, width=16)
 

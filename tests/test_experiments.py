@@ -10,7 +10,8 @@ import torch
 import refine_nb.records
 from refine_nb.prefix import Prefix
 from refine_nb.data import load_corpus
-from refine_nb.tasks import S5, split_of
+from refine_nb.puzzles import S5
+from refine_nb.tasks import split_of
 from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,8 +15,13 @@ from scipy.stats import chisquare
 
 from refine_nb.data import UnknownCharacter
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.tasks import (S5, TASKS, Addition, ChainedArithmetic, Countdown, Item, Maze, MultipleChoice, PointerChasing, Prompts, Sudoku, Task, WordItem, WordProblems,
-                             arc, calculate, check_sums, choice_prompt, gsm8k, load_task, shortest_paths, split_of, sudoku_grids, sudoku_solutions)
+from refine_nb.benchmark_tasks import (
+    TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, calculate, check_sums, choice_prompt, gsm8k, load_task
+)
+from refine_nb.puzzles import (
+    S5, Addition, Maze, PointerChasing, Sudoku, shortest_paths, sudoku_grids, sudoku_solutions
+)
+from refine_nb.tasks import ChainedArithmetic, Item, Prompts, Task, split_of
 from refine_nb.train import TrainConfig, checkpoints, cross_entropy, train
 
 CHAINS = [load_task(name, length) for name in ("arithmetic", "s5") for length in (1, 3, 6)]

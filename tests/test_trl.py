@@ -15,8 +15,9 @@ with warnings.catch_warnings():
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refine_nb._trl import guided_rollout
-from refine_nb.candidates import CandidateConfig
-from refine_nb.grpo import group_advantage, grpo_loss, k3
+from refine_nb.candidates import CandidateConfig, group_advantage
+from refine_nb.evaluation import k3
+from refine_nb.grpo import grpo_loss
 
 SYMBOLS, END, PAD, LENGTH = "abcdefghij", 10, 11, 6
 PROMPTS = ["abc", "h", "gfedcbaj", "bb"]

@@ -6,13 +6,15 @@ import torch
 import torch.nn.functional as F
 
 import refine_nb.trm as trm
-from refine_nb.data import MarkovSource, Windows
+from refine_nb.benchmark_tasks import load_task
+from refine_nb.data import MarkovSource, Windows, supervised
+from refine_nb.evaluation import score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
-from refine_nb.tasks import load_task
+from refine_nb.puzzles import every_start
 from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, count_flops, cross_entropy, load_weights, train
-from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
-                           reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
+from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig,
+                           answer_loss, evaluate_steps, net_refinement, refinement_loss, refinement_optimum,
+                           reward_gradient, score_steps, step0_degradation, supervision_weights)
 
 V = 11
 NONE = dict(improvement_reward="none")

@@ -19,10 +19,10 @@ IMPORTS = """
 import torch
 
 from refine_nb.data import CharVocab, Windows, eval_windows, load_corpus, split_ids
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.records import start_run
 from refine_nb.train import TrainConfig, cross_entropy, train
-from refine_nb.trigram import evaluate, score
 """
 BODY = """
 text = load_corpus(corpus)
@@ -138,6 +138,16 @@ def test_few_arms_cover_a_change(project):
     git(project, "checkout", "-q", "--", ".")
     edit(project, "grpo", "def ", "def new_")  # nobody executes it
     assert verify(root=project, changed_since=first, again=True) == []
+
+
+@needs_git
+def test_arms_whose_code_is_not_known_are_counted(project, capsys):
+    first = git(project, "rev-parse", "HEAD")
+    verify(root=project)
+    (project / "results/s/executed.json").unlink()
+    edit(project, "train", "_stateful", "_with_state")
+    assert verify(root=project, changed_since=first) == []
+    assert "1 arms were never run, or ran code that has other names by now" in capsys.readouterr().err
 
 
 @needs_git

@@ -38,7 +38,7 @@ def test_a_reinforced_model_is_logged_and_kept(fake, tmp_path):
     "All rows of a run, and its model as an artefact"
     import torch
 
-    from refine_nb.tasks import load_task
+    from refine_nb.benchmark_tasks import load_task
     from refine_nb.thought_rl import run_step2_rl, thinker, thoughts_for
     from refine_nb.train import TrainConfig
     task = load_task("s5", 1)
