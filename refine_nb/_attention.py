@@ -375,6 +375,12 @@ class Rows(Cache):
         self.segments[-1].length += t
 
 
+def honoured(model: nn.Module, cache: Cache, n: int) -> None:
+    "Raises `TypeError` for a model that read n characters without asking the cache: it would be silently wrong"
+    if cache.length != n:
+        raise TypeError(f"a {type(model).__name__} does not read through {type(cache).__name__}: its `hidden` has to begin and to end the cache")
+
+
 class LargestLogit:
     "Keeps the largest logit of each head that it is shown; a copy of its module, and one that was pickled, has none"
 

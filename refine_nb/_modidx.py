@@ -460,7 +460,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.prefix.Prefix.hidden': ('prefix.html#prefix.hidden', 'refine_nb/prefix.py'),
                                   'refine_nb.prefix.Prefix.next_logits': ('prefix.html#prefix.next_logits', 'refine_nb/prefix.py'),
                                   'refine_nb.prefix.Prefix.rows': ('prefix.html#prefix.rows', 'refine_nb/prefix.py'),
-                                  'refine_nb.prefix._honoured': ('prefix.html#_honoured', 'refine_nb/prefix.py'),
                                   'refine_nb.prefix.branch_logits': ('prefix.html#branch_logits', 'refine_nb/prefix.py'),
                                   'refine_nb.prefix.generate': ('prefix.html#generate', 'refine_nb/prefix.py'),
                                   'refine_nb.prefix.star': ('prefix.html#star', 'refine_nb/prefix.py'),

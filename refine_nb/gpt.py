@@ -15,7 +15,7 @@ from einops import rearrange
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from ._attention import Cache, LargestLogit, Rows
+from ._attention import Cache, LargestLogit, Rows, honoured
 from .evaluation import eval_mode
 
 # %% ../nbs/06_gpt.ipynb #b29f3ed8
@@ -267,8 +267,11 @@ def read_prompts(
 ) -> Float[Tensor, "p v"]:  # logits after each prompt
     "Encode prompts a few rows at a time"
     p, s = prompt.shape
-    step = p if prompt.is_cuda else max(1, tokens // s)
-    logits = [model.head(model.hidden(prompt[i : i + step], cache.part(i, min(i + step, p)))[:, -1]) for i in range(0, p, step)]
+    step, logits = p if prompt.is_cuda else max(1, tokens // s), []
+    for i in range(0, p, step):
+        part = cache.part(i, min(i + step, p))
+        logits.append(model.head(model.hidden(prompt[i : i + step], part)[:, -1]))
+        honoured(model, part, s)
     cache.advance(s)
     return torch.cat(logits)
 

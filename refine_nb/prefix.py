@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from ._attention import Ahead, Branches, Rows, Text, Tree
+from ._attention import Ahead, Branches, Rows, Text, Tree, honoured
 from .gpt import ContextualGPT, choose
 from .evaluation import eval_mode
 
@@ -47,13 +47,8 @@ def tree_logits(
     "One masked pass over packed trees; raises `ValueError` for a tree deeper than the model's context"
     tree = Tree(parent, tree_mask(parent))
     hidden = model.hidden(ids, tree)
-    _honoured(model, tree, len(parent))
+    honoured(model, tree, len(parent))
     return model.head(hidden)
-
-
-def _honoured(model, cache, n):
-    "Raises `TypeError` for a model that read n characters without asking the cache"
-    if cache.length != n: raise TypeError(f"a {type(model).__name__} does not read through a {type(cache).__name__}: its `hidden` has to begin and to end it")
 
 # %% ../nbs/07_prefix.ipynb #b08trunk
 class Prefix:
@@ -68,7 +63,7 @@ class Prefix:
         if min(ids.shape) < 1: raise ValueError(f"prefixes of shape {tuple(ids.shape)}: at least one of at least one character")
         self.model, self.ids, self.every, self.text = model, ids, every, Text()
         self._hidden = model.hidden(ids, self.text, last=not every)
-        _honoured(model, self.text, ids.shape[1])
+        honoured(model, self.text, ids.shape[1])
         self._next = None if every else model.head(self._hidden[:, 0])
 
     @property
