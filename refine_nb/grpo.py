@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from .prefix import Prefix, branch_logits, generate
 from .candidates import (CandidateConfig, Candidates, exact_match, partial_credit, prefix_match, select,
-                                  BASELINES, SCALES, group_advantage)
+                                  BASELINES, SCALES, group_advantage, DEVIATIONS)
 from .gpt import ContextualGPT
 from .trigram import NGram
 from .evaluation import _LARGEST_GAP, entropy, eval_mode, k3, kl_exact
@@ -44,7 +44,8 @@ class GRPOConfig:
     "How tries become an update"
 
     scale_rewards: str = "mean"  # "none", "group" (standard deviation), "mean" or "probability"
-    baseline: str = "mean"  # or "leave_one_out", or "split": the mean for chosen characters, leave one out for drawn ones
+    baseline: str = "mean"  # or "leave_one_out", or "split": mean for chosen characters, leave one out for drawn
+    deviation: str = "population"  # or "sample", as in TRL: what scale "group" divides by
     reward_weight: float = 1.0  # 0: the control that gets no reward, only the penalty
     partial_credit: float = 0.0  # what a wrong character among the reference's five likeliest earns
     beta: float = 0.0  # weight of KL to the reference
@@ -54,7 +55,8 @@ class GRPOConfig:
     num_iterations: int = 1  # updates from one set of tries
 
     def __post_init__(self):
-        for name, known in (("scale_rewards", SCALES), ("baseline", BASELINES), ("kl_estimator", ("exact", "k3"))):
+        choices = dict(scale_rewards=SCALES, baseline=BASELINES, deviation=DEVIATIONS, kl_estimator=("exact", "k3"))
+        for name, known in choices.items():
             if getattr(self, name) not in known: raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(known)}")
         for name in ("reward_weight", "partial_credit", "beta", "epsilon", "epsilon_high"):
             if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}, needs a finite number, not negative")
@@ -62,6 +64,9 @@ class GRPOConfig:
         if self.num_iterations < 1: raise ValueError(f"num_iterations is {self.num_iterations}, needs at least 1")
 
 # %% ../nbs/14_grpo.ipynb #g10base
+_CREDITED = 5  # likeliest characters of the reference for which an error earns partial credit
+
+
 @dataclass
 class Tries:
     "What one exploration found, in the shape of the log-probabilities it will be compared with"
@@ -77,6 +82,8 @@ class Tries:
 class GRPO:
     "What the two forms share; a form reads (`read`), explores (`explore`) and says what its tries' log-probabilities are (`log_probs`)"
 
+    reductions = dict(tokens="sum", generated="sum", reward_min="min", reward_max="max")  # several batches in one update
+
     def __init__(
         self,
         cfg: GRPOConfig,
@@ -91,14 +98,20 @@ class GRPO:
         if min(group, few) == 1: raise ValueError("a group of one is its own baseline: its advantage is always 0; use at least two candidates (top_k + n_random, confident_k) or samples")
         if reference is None and (cfg.beta or cfg.partial_credit): raise ValueError(f"beta {cfg.beta} and partial_credit {cfg.partial_credit} need a reference")
         if reference is not None and reference.n_symbols != n_symbols: raise ValueError(f"the reference knows {reference.n_symbols} symbols and the policy {n_symbols}: fit it on the same vocabulary")
+        if cfg.partial_credit and n_symbols <= _CREDITED:
+            raise ValueError(f"partial_credit is for the {_CREDITED} likeliest characters, and there are {n_symbols}: every error would earn it; set 0")
         self.cfg, self.candidates, self.n_symbols, self.reference = cfg, candidates, n_symbols, reference
         self.generator, self.epoch, self.tries = torch.Generator(device).manual_seed(seed), 0, None
 
     def __call__(self, model: ContextualGPT, batch: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
+        rows, width = batch.shape
+        if not rows or width <= self.length:
+            raise ValueError(f"a batch of {rows} windows of {width} characters: it needs a window, and more than {self.length} characters in each")
         if model.cfg.n_symbols != self.n_symbols: raise ValueError(f"the policy knows {model.cfg.n_symbols} symbols and the objective {self.n_symbols}: build both on the same vocabulary")
         with eval_mode(model):  # no dropout: the policy that tries is the policy that learns
             if self.epoch: batch = self.tries.batch
             view = self.read(model, batch)
+            if (start := self.starts(view)).isnan().any(): return start.sum(), {}  # no number: the loop stops and says so
             if not self.epoch: self.tries, self.found = self.explore(view, batch)
             logp_all, logp = self.log_probs(view, self.tries)
         if not self.epoch: self.tries.old_logp = logp.detach()
@@ -113,11 +126,16 @@ class GRPO:
             loss, metrics = loss + self.cfg.beta * kl, metrics | dict(kl=kl.item())
         return loss, metrics
 
+    def terms(self, metrics: dict) -> float:
+        "Over what weight the last loss is a mean: the batches of one update count in proportion"
+        return float(self.normalizer(self.tries)) if metrics else 1.0
+
     def advantages(self, reward: Float[Tensor, "*b g"], group: Candidates) -> tuple[Float[Tensor, "*b g"], Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:
         "For the first character of each try, and for the others, which were drawn; groups without variance"
-        mean, flat = group_advantage(reward, group.weight, self.cfg.scale_rewards, "mean", group.share)
+        scale, deviation = self.cfg.scale_rewards, self.cfg.deviation
+        mean, flat = group_advantage(reward, group.weight, scale, "mean", group.share, deviation)
         if self.cfg.baseline == "mean": return mean, mean, flat
-        others, _ = group_advantage(reward, group.weight, self.cfg.scale_rewards, "leave_one_out", group.share)
+        others, _ = group_advantage(reward, group.weight, scale, "leave_one_out", group.share, deviation)
         chosen = group.guided[..., None] & (self.cfg.baseline == "split")
         return torch.where(chosen, mean, others), others, flat
 
@@ -168,14 +186,18 @@ def describe(
 class AllPositions(GRPO):
     "Objective: every position of a window is a group of single characters, in one forward pass"
 
+    length = 1  # characters of a window that are no context
+
     def read(self, model, batch): return model(batch[:, :-1]).log_softmax(-1)
+
+    def starts(self, logp): return logp
 
     @torch.no_grad()
     def explore(self, logp, batch):
         target, cfg = batch[:, 1:], self.cfg
         group = select(logp.detach(), self.candidates, self.generator)
         reward = exact_match(group.ids, target)
-        if cfg.partial_credit: reward = reward.maximum(partial_credit(group.ids, self.reference.topk(batch[:, :-1], 5), cfg.partial_credit))
+        if cfg.partial_credit: reward = reward.maximum(partial_credit(group.ids, self.reference.topk(batch[:, :-1], _CREDITED), cfg.partial_credit))
         adv, _, flat = self.advantages(cfg.reward_weight * reward, group)
         return Tries(batch, group.ids, group.weight, reward, adv), describe(reward, group, flat, 0, target.numel())
 
@@ -221,6 +243,8 @@ class Rollouts(GRPO):
 
     def read(self, model, batch): return Prefix(model, batch[:, : -self.length])
 
+    def starts(self, trunk): return trunk.next_logits
+
     @torch.no_grad()
     def explore(self, trunk, batch):
         target, cfg = batch[:, -self.length :], self.cfg
@@ -233,7 +257,7 @@ class Rollouts(GRPO):
 
     def credit(self, batch, branches):
         "Partial credit along the text itself: up to the first error a branch has the same history"
-        top = self.reference.topk(batch[:, :-1], 5)[:, -self.length :]
+        top = self.reference.topk(batch[:, :-1], _CREDITED)[:, -self.length :]
         return partial_credit(branches.movedim(1, -1), top, self.cfg.partial_credit).movedim(-1, 1)
 
     def log_probs(self, trunk, tries):

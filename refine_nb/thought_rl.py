@@ -37,9 +37,10 @@ from .candidates import group_advantage
 from .gpt import ContextualGPT, GPTConfig
 from .quiet_star import ThoughtConfig, ThoughtGenerator, Thoughts
 from .tasks import Item, Prompts, Task, distinct
-from .train import TrainConfig, adamw, checkpoints, read_manifest, train
+from .train import TrainConfig, adamw, train
 from .benchmark_tasks import MultipleChoice, WordProblems, load_task
 from .evaluation import entropy, eval_mode, kl_exact, normalized_edit_distance
+from .checkpoints import checkpoints, read_manifest
 
 # %% ../nbs/27_thought_rl.ipynb #tl1
 def worked_thought(item: Item) -> str:

@@ -14,6 +14,7 @@ def test_score_by_hand():
 
     nll, hit = score(Fixed(), torch.tensor([[0, 0, 1], [2, 2, 0]]))
     assert torch.allclose(nll.exp(), torch.tensor([[1 / 0.7, 5.0], [10.0, 1 / 0.7]])) and hit.tolist() == [[True, False], [False, True]]
+    with pytest.raises(ValueError, match="no window to judge"): evaluate(Fixed(), torch.zeros(0, 3).long())
     assert evaluate(Fixed(), torch.tensor([[0, 0, 1], [2, 2, 0]]), skip=1)["val_accuracy"] == 0.5
 
 

@@ -13,16 +13,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from refine_nb.checkpoints import checkpoints
 from refine_nb.data import UnknownCharacter
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.benchmark_tasks import (
-    TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, calculate, check_sums, choice_prompt, gsm8k, load_task
-)
-from refine_nb.puzzles import (
-    S5, Addition, Maze, PointerChasing, Sudoku, shortest_paths, sudoku_grids, sudoku_solutions
-)
 from refine_nb.tasks import ChainedArithmetic, Item, Prompts, Task, split_of
-from refine_nb.train import TrainConfig, checkpoints, cross_entropy, train
+from refine_nb.train import TrainConfig, cross_entropy, train
+from refine_nb.benchmark_tasks import (TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, calculate,
+                                       check_sums, choice_prompt, gsm8k, load_task)
+from refine_nb.puzzles import S5, Addition, Maze, PointerChasing, Sudoku, shortest_paths, sudoku_grids, sudoku_solutions
 
 CHAINS = [load_task(name, length) for name in ("arithmetic", "s5") for length in (1, 3, 6)]
 PLAIN = [*CHAINS, ChainedArithmetic((2, 4)), PointerChasing(), PointerChasing((1, 9), 10), Sudoku(), Sudoku((4, 12)), Maze(), Maze(5, side=4), Addition(4), Addition((2, 6)), MultipleChoice((3, 6))]  # one answer, in the plain form

@@ -17,13 +17,14 @@ import refine_nb.thought_rl as thought_rl
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.prefix import Prefix
 from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
+from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
 from refine_nb.quiet_star import Thoughts, ThoughtGenerator
 from refine_nb.records import start_run
 from refine_nb.tasks import Item, Prompts
 from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
-from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
+from refine_nb.train import TrainConfig, train
 from refine_nb.trm import NormedGPT
 
 TASK = load_task("s5", 1)
