@@ -279,8 +279,8 @@ def test_readme_lists_every_notebook():
 # The rooms
 
 PUBLIC, LINES = 12, 450  # names in a room's `__all__`; lines of a module
-MORE_NAMES = {"claims": 25, "sweep": 14, "tables": 14, "verify": 23, "plots": 14, "gpt": 14, "train": 17, "trm": 22,
-              "quiet_star": 21, "thought_rl": 39}
+MORE_NAMES = {"claims": 25, "sweep": 14, "tables": 14, "verify": 23, "plots": 14, "gpt": 14,
+              "quiet_star": 19, "thought_rl": 39}
 MORE_LINES = {"thought_rl": 797, "claims": 599, "verify": 804}  # both may only shrink
 
 
