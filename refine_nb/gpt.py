@@ -270,7 +270,7 @@ def read_prompts(
     step, logits = p if prompt.is_cuda else max(1, tokens // s), []
     for i in range(0, p, step):
         part = cache.part(i, min(i + step, p))
-        logits.append(model.head(model.hidden(prompt[i : i + step], part)[:, -1]))
+        logits.append(model.head(model.hidden(prompt[i : i + step], part, last=True)[:, 0]))
         honoured(model, part, s)
     cache.advance(s)
     return torch.cat(logits)

@@ -8,7 +8,7 @@ import torch
 
 from refine_nb._attention import Ahead, Branches, Text
 from refine_nb.candidates import CandidateConfig
-from refine_nb.confidence import ConfidenceAwareGPT, Lookahead, branch_ahead, mask_ahead, split_window
+from refine_nb.confidence import ConfidenceAwareGPT, Lookahead, _mask_ahead, branch_ahead, split_window
 from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, choose, read_prompts, sample
 from refine_nb.grpo import GRPOConfig, Rollouts
 from refine_nb.mugrokfast import LogitWatch
@@ -155,7 +155,7 @@ def test_look_ahead(model):
     pred = model.confidence_predictor(model.hidden(text, read, confidence_scalars=heard))[..., 0]
     heard = torch.zeros(3, 8, 1) if heard is None else heard
     rows = torch.stack([model(torch.cat([text[:, : t + 1], branch[:, t : t + 1]], 1), confidence_scalars=torch.cat([heard[:, : t + 1], pred[:, t : t + 1, None]], 1))["logits"][:, -1] for t in range(8)], 1)
-    close(mask_ahead(model, text, branch, pred, heard), rows)
+    close(_mask_ahead(model, text, branch, pred, heard), rows)
     close(branch_ahead(model, read, branch, pred), rows)
 
 
