@@ -26,9 +26,10 @@ from speed import limits, machine_facts, median, ratio, rounds
 
 from refine_nb.prefix import Prefix, generate
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters
-from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, ThoughtConfig, ThoughtGenerator, think, thought_logp
+from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, think
+from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp, thoughts_for
 from refine_nb.benchmark_tasks import load_task
-from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig, thoughts_for
 from refine_nb.train import TrainConfig, adamw, cross_entropy, update
 
 torch.set_num_threads(1)

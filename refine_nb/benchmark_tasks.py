@@ -26,17 +26,21 @@ from .tasks import ChainedArithmetic, Item, StepCheck, Task
 
 # %% ../nbs/12_benchmark_tasks.ipynb #b12calc
 _BINARY = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+_SIGNS = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 
 
 def calculate(
     expression: str,  # numbers, + - * / and parentheses
+    signs: bool = False,  # a number may have a sign, and // divides without a rest
 ) -> tuple[Fraction, list[str]]:  # its value; the numbers in it
     "An expression worked out exactly; raises `ValueError` for what is none and for a division by zero"
+    known = _BINARY | _SIGNS | {ast.FloorDiv: operator.floordiv} if signs else _BINARY
+
     def value(node):
         match node:
             case ast.Constant(): return Fraction(str(node.value))
-            case ast.BinOp() if type(node.op) in _BINARY:
-                return _BINARY[type(node.op)](value(node.left), value(node.right))
+            case ast.UnaryOp() if type(node.op) in known: return known[type(node.op)](value(node.operand))
+            case ast.BinOp() if type(node.op) in known: return known[type(node.op)](value(node.left), value(node.right))
         raise ValueError(f"{expression!r} is no expression: numbers, + - * / and parentheses")
 
     try:
@@ -136,15 +140,21 @@ class WordItem(Item):
         last = re.search("^####(.*)\n", text, re.M)
         number = last and re.fullmatch("[-+]?([0-9]+|[0-9]{1,3}(,[0-9]{3})+)", last[1].strip(" "))
         steps = text[: last.start() if last else len(text)].split("\n")[:-1]
-        return steps, str(int(number[0].replace(",", ""))) if number else None
+        return steps, _whole_number(number[0]) if number else None
+
+
+def _whole_number(text):
+    "A written whole number without commas, plus sign and leading zeros, however long it is"
+    figures = text.replace(",", "").lstrip("+-").lstrip("0") or "0"
+    return "-" + figures if text[0] == "-" and figures != "0" else figures
 
 
 def check_sums(
     text: str,  # worked lines
 ) -> StepCheck:
-    "Each calculator annotation `<<a=b>>` against exact arithmetic, which knows no signs"
+    "Each calculator annotation `<<a=b>>` against exact arithmetic; no currency, percent or unit is known"
     def holds(sides):
-        try: return calculate(sides[0])[0] == calculate(sides[1])[0]
+        try: return calculate(sides[0], signs=True)[0] == calculate(sides[1], signs=True)[0]
         except ValueError: return False
 
     return StepCheck(tuple(holds(sides) for sides in re.findall("<<([^<>=]*)=([^<>]*)>>", text)))

@@ -224,10 +224,10 @@ def r2_gain(
     over: str = "entropy",  # the rival
 ) -> Float[np.ndarray, "b"]:  # their mean is R² of the head − R² of the rival; for `bootstrap_interval`
     "What each window contributes to the head's gain in R², both mapped by a line; nan where the target does not vary"
-    y_fit, y, error = fit[target].flatten().numpy(), judged[target].double().numpy(), {}
+    y_fit, y, error = fit[target].flatten().double().numpy(), judged[target].double().numpy(), {}
     for name in ("head", over):
-        _check(**{name: fit[name].flatten().numpy(), target: y_fit})
-        _check(**{name: judged[name].flatten().numpy(), target: y.ravel()})
-        line = _line(fit[name].flatten().numpy(), y_fit)
-        error[name] = np.square(y - line(judged[name].double().numpy())).sum(1)
+        x_fit, x = fit[name].flatten().double().numpy(), judged[name].double().numpy()
+        _check(**{name: x_fit, target: y_fit})
+        _check(**{name: x.ravel(), target: y.ravel()})
+        error[name] = np.square(y - _line(x_fit, y_fit)(x)).sum(1)
     return (error[over] - error["head"]) * len(y) / (np.square(y - y.mean()).sum() or math.nan)

@@ -11,32 +11,33 @@ __all__ = ['TrigramRef', 'enhanced_reward', 'select_exhaustive_chars', 'guided_g
 import copy
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
 from ._files import jsonable, write_atomic
 from .prefix import Prefix, generate
 from .candidates import CandidateConfig, exact_match, partial_credit, select
-from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows
-from .confidence import next_token, standard_twin, two_passes
+from .confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token,
+                                  standard_twin, two_passes)
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
-from .quiet_star import ThoughtConfig, ThoughtGenerator
 from .tasks import Item
 from .benchmark_tasks import load_task
-from .thought_rl import Reinforced, compute_reward, kl_without_thoughts, naive_loss, right_answers
-from .thought_rl import run_step1_baking, run_step2_rl, save_model, validate_episode
+from .thought_rl import kl_without_thoughts, naive_loss
 from .train import TrainConfig, train
 from .trigram import NGram
+from .pipeline import Reinforced, run_step1_baking, run_step2_rl
+from .thought_rewards import compute_reward
+from .thought_validation import validate_episode
+from .thoughts import ThoughtConfig, ThoughtGenerator, right_answers
+from .warm_start import save_model
 
 # %% ../nbs/28_published.ipynb #pub28ref
 class TrigramRef(NGram):
@@ -223,7 +224,7 @@ def _summary(
     return pd.DataFrame(rows)
 
 # %% ../nbs/28_published.ipynb #pub28trainer
-_all_ = ["run_step1_baking", "run_step2_rl"]  # as they are in thought_rl
+_all_ = ["run_step1_baking", "run_step2_rl"]  # as they are in pipeline
 
 
 class REINFORCETrainer:

@@ -13,7 +13,8 @@ from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, choose, read_prom
 from refine_nb.grpo import GRPOConfig, Rollouts
 from refine_nb.mugrokfast import LogitWatch
 from refine_nb.prefix import Prefix, branch_logits, generate, tree_logits
-from refine_nb.quiet_star import QuietConfig, QuietGPT, ThoughtConfig, ThoughtGenerator, think, thought_logp
+from refine_nb.quiet_star import QuietConfig, QuietGPT, think
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.trm import NormedGPT, RecursiveGPT, TRMConfig
 
 V, CONTEXT = 11, 20

@@ -87,6 +87,12 @@ def test_quality_and_gain_find_a_planted_head():
     assert bootstrap_interval(r2_gain(fit, judged | dict(head=judged["entropy"]), over="max_prob")).mean < 0.02
 
 
+def test_the_gain_is_exact_for_a_head_that_varies_little():
+    fit, judged = ({k: v if k != "head" else 100 - v / 1000 for k, v in planted(n=800, t=40, seed=s).items()} for s in (0, 1))
+    table = quality(fit, judged)
+    assert r2_gain(fit, judged).mean() == pytest.approx(table.loc["head", "r2"] - table.loc["entropy", "r2"], abs=1e-6)
+
+
 def test_window_interval_covers_the_planted_value():
     inside = [window_interval(lambda x, y: r2(x, y), (10 - d["head"].numpy()) / 2 + 1.5, d["sampled"].numpy(), resamples=60) for d in (planted(seed=s) for s in range(12))]
     assert sum(i.low <= 0.5 <= i.high for i in inside) >= 9 and all(0.01 < i.high - i.low < 0.15 for i in inside)

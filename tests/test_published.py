@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from test_confidence import SHAPE, characters, random_model
 
 import refine_nb.published as published
+from refine_nb.benchmark_tasks import load_task
 from refine_nb.candidates import CandidateConfig
 from refine_nb.confidence import next_token, split_window
 from refine_nb.gpt import ContextualGPT, GPTConfig
@@ -24,10 +25,10 @@ from refine_nb.published import (
     select_exhaustive_chars,
     two_pass_training_step,
 )
-from refine_nb.benchmark_tasks import load_task
-from refine_nb.thought_rl import load_model, thinker, thoughts_for
+from refine_nb.thoughts import thoughts_for
 from refine_nb.train import TrainConfig
 from refine_nb.trigram import NGram
+from refine_nb.warm_start import load_model, thinker
 
 
 # ---- guided exhaustive GRPO ----

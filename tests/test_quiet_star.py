@@ -9,7 +9,9 @@ from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.prefix import Prefix
-from refine_nb.quiet_star import MIXINGS, PLACES, MixingHead, QuietConfig, QuietGPT, QuietSTaR, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, thought_logp, true_after
+from refine_nb.quiet_star import (MIXINGS, PLACES, MixingHead, QuietConfig, QuietGPT, QuietSTaR, ThoughtInjector,
+                                  evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, true_after)
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.train import TrainConfig, count_flops, train
 
 CFG = ThoughtConfig(9, 10, n_thoughts=3, length=4, ahead=3)

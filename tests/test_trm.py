@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from test_refinement import by_loops
 
 import refine_nb.trm as trm
 from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights

@@ -11,7 +11,9 @@ from conftest import ROOT
 from toy_project import write_notebook
 
 from refine_nb.parameters import Parameters
-from refine_nb.verify import Code, VerifyError, compare, cover, definitions, row_states, shortened, typed, verify
+from refine_nb._arms import VerifyError, shortened, typed
+from refine_nb._definitions import Code, definitions
+from refine_nb.verify import _cover, compare, row_states, verify
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 PARAMETERS = 'seed = 0\ncorpus = "markov"\nlr = 3e-3\nsteps = 500\nhow = "fine"  # or "breaks"'
@@ -246,8 +248,8 @@ def test_what_counts_as_a_change(old, new, same):
 
 
 def test_cover_is_small():
-    assert cover({"a": {1, 2}, "b": {2, 3}, "c": {1, 2, 3}, "d": {4}}) == ["c", "d"]
-    assert cover({"a": set()}) == [] == cover({})
+    assert _cover({"a": {1, 2}, "b": {2, 3}, "c": {1, 2, 3}, "d": {4}}) == ["c", "d"]
+    assert _cover({"a": set()}) == [] == _cover({})
 
 
 def test_parameters_are_cut_and_shapes_are_not():
