@@ -18,7 +18,8 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import pearsonr, rankdata, spearmanr
 from torch import Tensor
 
-from .confidence import ConfidenceAwareGPT, Kept, branch_ahead, two_passes
+from ._attention import Text
+from .confidence import ConfidenceAwareGPT, branch_ahead, two_passes
 from .evaluation import entropy, eval_mode
 from .gpt import choose
 
@@ -134,11 +135,11 @@ def judge_ahead(
 
 def _judged(model, window, oracle, generator):
     "`judge_ahead` for a few windows, at every position"
-    ids, y, after, kept = window[:, :-2], window[:, 1:-1], window[:, 2:], Kept()
-    hid = model.through(model.embed(ids), model.previous(ids), kept)
+    ids, y, after, text = window[:, :-2], window[:, 1:-1], window[:, 2:], Text(detach=True)
+    hid = model.hidden(ids, text, confidence_scalars=model.previous(ids))
     logp, pred = model.head(hid).log_softmax(-1), model.confidence_predictor(hid)[..., 0]
 
-    def ahead(branch): return branch_ahead(model, ids, branch, pred, kept).log_softmax(-1)
+    def ahead(branch): return branch_ahead(model, text, branch, pred).log_softmax(-1)
     def drawn(): return choose(logp.flatten(0, 1), generator=generator).view_as(ids)
     def nll(logp, target): return -logp.gather(-1, target[..., None])[..., 0]
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LookaheadWindows', 'split_window', 'AdaptiveLayer', 'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin',
-           'next_token', 'two_passes', 'Kept', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
+           'next_token', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead', 'judge_ahead']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
 import math
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ._cache import KVCache
+from ._attention import Ahead, Cache, Text, Tree
 from ._errors import unknown_name
-from .branches import _Masked, tree_mask
 from .data import Windows
 from .evaluation import eval_mode
 from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
+from .prefix import tree_mask
 from .train import cross_entropy
 
 # %% ../nbs/17_confidence.ipynb #c12data
@@ -62,37 +62,17 @@ class MetaAwareBlock(Block):
         super().__init__(cfg)
         self.norm1, self.norm2 = (AdaptiveLayer(cfg.width) for _ in range(2))
 
-    def forward(self, x: Float[Tensor, "b t d"], layer: int = 0, cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None) -> Float[Tensor, "b t d"]:
-        x = x + self.drop(self.attention(self.norm1(x, confidence_scalars), layer, cache))
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        slot: int = 0,  # which application of a block this is, for the cache
+        cache: Cache | None = None,
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: zeros
+    ) -> Float[Tensor, "b t d"]:
+        x = x + self.drop(self.attention(self.norm1(x, confidence_scalars), slot, cache))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x, confidence_scalars)))))
 
 # %% ../nbs/17_confidence.ipynb #c12model
-class _Remembering(KVCache):
-    "A cache that keeps the confidence predicted after every position"
-
-    def __init__(self, *shape, context: int):
-        super().__init__(*shape)
-        self.confidence = self.like.new_zeros(self.rows, context, 1)
-
-    def fork(self, g):
-        self.confidence = self.confidence.repeat_interleave(g, 0) if g > 1 else self.confidence
-        return super().fork(g)
-
-    def gather(self, rows):
-        self.confidence = self.confidence[rows]
-        return super().gather(rows)
-
-    def part(self, start, stop):
-        view = super().part(start, stop)
-        view.confidence = self.confidence[start:stop]
-        return view
-
-
-def _shifted(pred: Float[Tensor, "b t"]) -> Float[Tensor, "b t 1"]:
-    "Every position hears what the one before it predicted; the first hears 0"
-    return F.pad(pred[:, :-1], (1, 0))[..., None]
-
-
 class ConfidenceAwareGPT(ContextualGPT):
     "A causal transformer that predicts its own loss two characters ahead, and may hear its previous prediction"
 
@@ -112,43 +92,60 @@ class ConfidenceAwareGPT(ContextualGPT):
         nn.init.constant_(self.confidence_predictor[-1].bias, confidence_init_bias)
         self.feedback = feedback
 
-    def through(self, x: Float[Tensor, "b t d"], confidence_scalars: Float[Tensor, "b t 1"] | None = None, cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        "All blocks and the last normalisation"
-        for layer, block in enumerate(self.blocks): x = block(x, layer, cache, confidence_scalars)
+    def through(
+        self,
+        ids: Int[Tensor, "b t"],
+        cache: Cache,  # that has begun with them
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: zeros
+    ) -> Float[Tensor, "b t d"]:
+        "Embedding, all blocks and the last normalisation"
+        x = self.embed(ids, cache)
+        for slot, block in enumerate(self.blocks): x = block(x, slot, cache, confidence_scalars)
         return self.norm(x)
 
-    def hidden(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None) -> Float[Tensor, "b t d"]:
+    def hidden(
+        self,
+        ids: Int[Tensor, "b t"],
+        cache: Cache | None = None,  # what a position may look at; none: what stands before it
+        last: bool = False,  # only the last position
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # previous confidences; none: the model's own
+    ) -> Float[Tensor, "b u d"]:
         "The normalised last layer, from which both heads read"
-        started = cache is not None and cache.length > 0
-        if confidence_scalars is not None: _check_confidence(ids, confidence_scalars)
-        elif self.feedback and started and ids.shape[1] > 1: return torch.cat([self.hidden(i, cache) for i in ids.split(1, 1)], 1)
-        elif self.feedback: confidence_scalars = cache.confidence[:, cache.length - 1 : cache.length] if started else self.previous(ids)
-        if cache is not None: cache.read(ids)
-        hid = self.through(self.embed(ids, cache), confidence_scalars, cache)
-        if self.feedback and cache is not None: cache.confidence[:, cache.length : cache.length + ids.shape[1]] = self.confidence_predictor(hid).detach()
-        if cache is not None: cache.advance(ids.shape[1])
-        return hid
+        stays, cache = cache is not None, cache or Cache()
+        cache.begin(ids)
+        own = self.feedback and confidence_scalars is None
+        hid = self.through(ids, cache, self._heard(ids, cache) if own else confidence_scalars)
+        if own and stays: cache.keep("confidence", self.confidence_predictor(hid).detach())
+        cache.end()
+        return hid[:, -1:] if last else hid
+
+    def previous(
+        self,
+        ids: Int[Tensor, "b t"],
+        passes: int | None = None,  # Jacobi passes; `feedback` of them by default
+    ) -> Float[Tensor, "b t 1"] | None:
+        "The confidences that every position of a text hears: none (zeros) without a pass"
+        (cache := Cache()).begin(ids)
+        return self._heard(ids, cache, passes)
 
     @torch.no_grad()
-    def previous(self, ids: Int[Tensor, "b t"], passes: int | None = None) -> Float[Tensor, "b t 1"] | None:
-        "The confidences that every position hears: zeros (none), or after Jacobi passes, `feedback` of them by default"
-        heard = None
+    def _heard(self, ids, cache, passes=None):
+        "What every position hears: its parent's prediction, found by trial passes as long as there are grandchildren"
+        passes = self.feedback if passes is None else passes
+        if not passes: return None
+        heard = cache.from_parent("confidence", ids.new_zeros(*ids.shape, 1, dtype=self.position.weight.dtype))
         with eval_mode(self):
-            for _ in range(self.feedback if passes is None else passes): heard = _shifted(self.confidence_predictor(self.through(self.embed(ids), heard))[..., 0])
+            for _ in range(min(passes, cache.chain - 1)):
+                heard = cache.from_parent("confidence", self.confidence_predictor(self.through(ids, cache, heard)))
         return heard
 
     def forward(
-        self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
+        self, ids: Int[Tensor, "b t"], cache: Cache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
     ) -> Float[Tensor, "b t v"] | dict[str, Tensor]:  # with confidence_scalars: {"logits" (b t v), "confidence_pred" (b t)}
         "Logits of the next character at every position; given the previous confidences, also the predicted ones"
-        hid = self.hidden(ids, cache, confidence_scalars)
+        if confidence_scalars is not None: _check_confidence(ids, confidence_scalars)
+        hid = self.hidden(ids, cache, False, confidence_scalars)
         return self.head(hid) if confidence_scalars is None else {"logits": self.head(hid), "confidence_pred": self.confidence_predictor(hid)[..., 0]}
-
-    def new_cache(self, rows: int, room: int = 0) -> KVCache:  # sequences side by side; positions to reserve
-        "An empty cache for this model"
-        if not self.feedback: return super().new_cache(rows, room)
-        shape = self.cfg.n_layers, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads
-        return _Remembering(*shape, rows, room or self.cfg.context, self.position.weight, context=self.cfg.context)
 
 
 def _check_confidence(ids, c):
@@ -199,48 +196,11 @@ def two_passes(
     return pred, actual, F.cross_entropy(logits, tokens_t_plus_1)
 
 # %% ../nbs/17_confidence.ipynb #c12forms
-class Kept(KVCache):
-    "What a block takes for a cache: causal attention whose keys and values stay for the branches, without gradient"
-
-    def __init__(self): self.kv = []
-
-    def attend(self, layer, q, k, v):
-        self.kv.append((k.detach(), v.detach()))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _causal(q, k, v):
-    "Causal attention, and the logarithm of the sum that its softmax divided by"
-    if q.device.type == "cpu": return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
-    scores = q @ k.mT * q.shape[-1] ** -0.5 + q.new_full((q.shape[2],) * 2, -torch.inf).triu(1)
-    return scores.softmax(-1) @ v, scores.logsumexp(-1)
-
-
-class _OneAhead(KVCache):
-    "What a block takes for a cache: branch t looks at the text up to t and at itself"
-
-    def __init__(self, kept): self.kv = kept.kv
-
-    def attend(self, layer, q, k, v):
-        y, log_sum = _causal(q, *self.kv[layer])
-        own = (q * k).sum(-1) * q.shape[-1] ** -0.5
-        return torch.lerp(y, v, torch.sigmoid(own - log_sum)[..., None])  # the share of one more score in the softmax
-
-
-def _ahead(model, ids, branch):
-    "Embeddings of branch characters, each one position after the character it follows"
-    t, x = ids.shape[1], model.token(branch) + model.position.weight[1 : ids.shape[1] + 1]
-    if model.ngram is None: return x
-    tables, n = model.ngram.tables, len(model.ngram.tables)
-    seen = F.pad(ids, (n - 1, 0), value=tables.shape[1] - 1)
-    lags = [F.embedding(branch, tables[0])] + [F.embedding(seen[:, n - lag : n - lag + t], tables[lag]) for lag in range(1, n)]
-    return x + model.ngram.out(F.gelu(sum(lags)))
-
-
 @lru_cache(8)
 def _text_and_branches(t):
-    "The tree mask of t characters with a branch of one character each"
-    return tree_mask(torch.cat([torch.arange(t) - 1, torch.arange(t)]))
+    "The tree of t characters with a branch of one character behind each, and its mask"
+    parent = torch.cat([torch.arange(t) - 1, torch.arange(t)])
+    return parent, tree_mask(parent)
 
 
 @torch.no_grad()
@@ -254,20 +214,19 @@ def _mask_ahead(
     "Second pass over text and branches, in one row of length 2 t under a tree mask"
     t = ids.shape[1]
     before = torch.zeros_like(pred)[..., None] if heard is None else heard
-    hid = model.through(torch.cat([model.embed(ids), _ahead(model, ids, branch)], 1), torch.cat([before, pred[..., None]], 1), _Masked(_text_and_branches(t).to(ids.device)))
+    hid = model.hidden(torch.cat([ids, branch], 1), Tree(*_text_and_branches(t)), confidence_scalars=torch.cat([before, pred[..., None]], 1))
     return model.head(hid[:, t:])
 
 
 @torch.no_grad()
 def branch_ahead(
     model: ConfidenceAwareGPT,
-    ids: Int[Tensor, "b t"],  # the text
+    text: Text,  # what the first pass left
     branch: Int[Tensor, "b t"],  # what is written after each of its characters
     pred: Float[Tensor, "b t"],  # the confidences predicted there, which the branches hear
-    kept: Kept,  # keys and values that the first pass left
 ) -> Float[Tensor, "b t v"]:  # logits after each branch
     "Second pass over the branches alone"
-    return model.head(model.through(_ahead(model, ids, branch), pred[..., None], _OneAhead(kept)))
+    return model.head(model.hidden(branch, Ahead(text), confidence_scalars=pred[..., None]))
 
 # %% ../nbs/17_confidence.ipynb #c12obj
 _LAST = ("last", "last_two")  # forms that train the end of a window
@@ -313,15 +272,15 @@ def _at_the_end(model, cfg, batch, heard):
 
 def _everywhere(model, cfg, batch, heard, generator):
     "All predictions, those with a target, their future losses, and the token loss, at all positions of all windows"
-    window, kept = torch.cat([batch[0], batch[1][:, None], batch[2][:, None]], 1), Kept()
+    window, text = torch.cat([batch[0], batch[1][:, None], batch[2][:, None]], 1), Text(detach=True)
     ids, y, after = window[:, :-2], window[:, 1:-1], window[:, 2:]
-    hid = model.through(model.embed(ids), heard, kept)
+    hid = model.hidden(ids, text, confidence_scalars=heard)
     logits = model.head(hid)
     pred = model.confidence_predictor(hid.detach() if cfg.detach else hid)[..., 0]
     nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(pred)
     if cfg.form == "shifted": return pred, pred[:, :-1], nll[:, 1:].detach(), nll.mean()
     branch = y if cfg.target == "teacher" else choose(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
-    if cfg.form == "branch": ahead = branch_ahead(model, ids, branch, pred.detach(), kept)
+    if cfg.form == "branch": ahead = branch_ahead(model, text, branch, pred.detach())
     else: ahead = _mask_ahead(model, ids, branch, pred.detach(), heard)
     actual = F.cross_entropy(ahead.flatten(0, 1), after.flatten(), reduction="none").view_as(pred)
     return pred, pred[:, :-1], actual[:, :-1], nll.mean()  # the last one reads a position that no token loss trains
@@ -389,7 +348,7 @@ class Lookahead:
     def _carry(self, pred, ids):
         "The predictions that the next batch hears; where there is one a row, every position hears it"
         if pred.ndim == 1: return pred[:, None, None].expand(*ids.shape, 1).contiguous()
-        return _shifted(pred).contiguous()
+        return F.pad(pred[:, :-1], (1, 0))[..., None]
 
     def state_dict(self) -> dict[str, Tensor]:
         "The random state, and the predictions that the next batch hears"
@@ -400,3 +359,45 @@ class Lookahead:
         "Go on from a saved state"
         self.generator.set_state(state["generator"])
         self.carried = state["carried"].to(self.generator.device) if state["carried"].numel() else None
+
+# %% ../nbs/17_confidence.ipynb #c12judge
+@torch.no_grad()
+def judge_ahead(
+    model: ConfidenceAwareGPT,
+    windows: Int[Tensor, "b s"],  # L + 2 characters each
+    oracle: bool = False,  # also the expectations over all branches, at v passes
+    seed: int = 0,  # of the sampled characters
+    rows: int = 32,  # windows at a time
+    heard: float | None = None,  # a previous confidence for every position; by default the model's own
+) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob; present, sampled, again (a second draw), teacher; oracle_sampled, oracle_teacher
+    "Predictors of the future loss, and the losses, at every position, in evaluation mode"
+    generator, parts = torch.Generator(windows.device).manual_seed(seed), []
+    with eval_mode(model):
+        for window in windows.split(rows): parts.append(_judged(model, window, oracle, generator, heard))
+    return {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
+
+
+def _judged(model, window, oracle, generator, heard):
+    "`judge_ahead` for a few windows"
+    ids, y, after, text = window[:, :-2], window[:, 1:-1], window[:, 2:], Text(detach=True)
+    hid = model.hidden(ids, text, confidence_scalars=model.previous(ids) if heard is None else torch.full((*ids.shape, 1), heard, device=ids.device))
+    logp, pred = model.head(hid).log_softmax(-1), model.confidence_predictor(hid)[..., 0]
+
+    def ahead(branch): return branch_ahead(model, text, branch, pred).log_softmax(-1)
+    def drawn(): return choose(logp.flatten(0, 1), generator=generator).view_as(ids)
+    def nll(logp, target): return -logp.gather(-1, target[..., None])[..., 0]
+
+    out = dict(head=pred, entropy=entropy(logp), max_prob=-logp.amax(-1), present=nll(logp, y))
+    out |= dict(sampled=nll(ahead(drawn()), after), again=nll(ahead(drawn()), after), teacher=nll(ahead(y), after))
+    return out | (_all_branches(logp, ids, ahead) if oracle else {})
+
+
+def _all_branches(logp, ids, ahead):
+    "What the model itself expects of both targets, over every character it could write"
+    mixture, cost, inner = torch.zeros_like(logp), torch.zeros_like(logp), torch.zeros_like(logp[..., 0])
+    for a in range(logp.shape[-1]):
+        after, share = ahead(torch.full_like(ids, a)), logp[..., a : a + 1].exp()
+        mixture += share * after.exp()
+        cost -= share * after
+        inner += share[..., 0] * entropy(after)
+    return dict(oracle_sampled=(mixture * cost).sum(-1), oracle_teacher=inner)

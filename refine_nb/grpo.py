@@ -8,21 +8,18 @@ __all__ = ['TENSORS', 'FOUND', 'grpo_loss', 'GRPOConfig', 'Tries', 'GRPO', 'desc
 
 # %% ../nbs/14_grpo.ipynb #g10imp
 import math
+import torch
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 from fastcore.basics import patch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from .branches import Trunk, branch_logits, generate
-from refine_nb.candidates import (
-    BASELINES, DEVIATIONS, SCALES, CandidateConfig, Candidates, exact_match, group_advantage, partial_credit, prefix_match, select,
-)
-from .evaluation import _LARGEST_GAP, entropy, eval_mode, k3, kl_exact
+from .prefix import Prefix, branch_logits, generate
+from .candidates import (CandidateConfig, Candidates, exact_match, partial_credit, prefix_match, select,
+                                  BASELINES, SCALES, group_advantage, DEVIATIONS)
 from .gpt import ContextualGPT
 from .trigram import NGram
+from .evaluation import _LARGEST_GAP, entropy, eval_mode, k3, kl_exact
 
 # %% ../nbs/14_grpo.ipynb #g10loss
 def grpo_loss(
@@ -214,7 +211,7 @@ class AllPositions(GRPO):
 
 # %% ../nbs/14_grpo.ipynb #g10roll
 def guided_generate(
-    trunk: Trunk,  # contexts, read once
+    trunk: Prefix,  # contexts, read once
     n: int,  # characters a branch, the first one chosen
     candidates: CandidateConfig,
     generator: torch.Generator | None = None,  # for repeatable draws
@@ -244,7 +241,7 @@ class Rollouts(GRPO):
         if cfg.partial_credit and reward is not prefix_match: raise ValueError("partial credit is given along a prefix match, not with another reward")
         self.length, self.reward, self.end = length, reward, end
 
-    def read(self, model, batch): return Trunk(model, batch[:, : -self.length])
+    def read(self, model, batch): return Prefix(model, batch[:, : -self.length])
 
     def starts(self, trunk): return trunk.next_logits
 

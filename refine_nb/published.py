@@ -22,21 +22,21 @@ from pathlib import Path
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from ._files import jsonable, write_atomic
-from .branches import Trunk, generate
+from .prefix import Prefix, generate
 from .candidates import CandidateConfig, exact_match, partial_credit, select
 from .confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token,
                                   standard_twin, two_passes)
 from .evaluation import eval_mode, kl_exact
 from .gpt import ContextualGPT, GPTConfig
-from .pipeline import Reinforced, run_step1_baking, run_step2_rl
 from .tasks import Item
 from .benchmark_tasks import load_task
-from .thought_rewards import compute_reward
 from .thought_rl import kl_without_thoughts, naive_loss
-from .thought_validation import validate_episode
-from .thoughts import ThoughtConfig, ThoughtGenerator, right_answers
 from .train import TrainConfig, train
 from .trigram import NGram
+from .pipeline import Reinforced, run_step1_baking, run_step2_rl
+from .thought_rewards import compute_reward
+from .thought_validation import validate_episode
+from .thoughts import ThoughtConfig, ThoughtGenerator, right_answers
 from .warm_start import save_model
 
 # %% ../nbs/28_published.ipynb #pub28ref
@@ -83,7 +83,7 @@ def guided_generate(
 ) -> Int[Tensor, "g n"]:
     "Each of the characters as the first, then as the model likes; without them plain writing"
     first = None if exhaustive_chars is None else exhaustive_chars[None]
-    with eval_mode(model), torch.no_grad(): trunk = Trunk(model, context[None])
+    with eval_mode(model), torch.no_grad(): trunk = Prefix(model, context[None])
     return generate(trunk, n, first=first, temperature=temperature, generator=generator)[0]
 
 # %% ../nbs/28_published.ipynb #pub28step
@@ -287,11 +287,11 @@ class REINFORCETrainer:
 
 def _episode(trainer, input_ids, labels):
     "The published update"
-    task, thoughts, trunk = load_task(*trainer.task), trainer.thoughts, Trunk(trainer.model, input_ids)
+    task, thoughts, trunk = load_task(*trainer.task), trainer.thoughts, Prefix(trainer.model, input_ids)
     written = ThoughtGenerator(thoughts, labels.shape[1], task.vocab["\n"])(trunk, generator=trainer.generator)
     at_once = generate(trunk, labels.shape[1], temperature=0.0)
     right, direct = right_answers(task, labels, written.ids), right_answers(task, labels, at_once)[:, 0]
-    reward, baked = compute_reward(right, direct), Trunk(trainer.baked_model, input_ids)
+    reward, baked = compute_reward(right, direct), Prefix(trainer.baked_model, input_ids)
     kl = kl_without_thoughts(trunk, baked, written, labels, thoughts.end)
     loss = naive_loss(trunk, written, labels, reward, thoughts.end) + trainer.kl_coefficient * kl
     trainer.optimizer.zero_grad()

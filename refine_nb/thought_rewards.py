@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .branches import Trunk, branch_logits
+from .prefix import Prefix, branch_logits
 from .evaluation import normalized_edit_distance
 from .gpt import ContextualGPT
 from .tasks import ProblemBatches
@@ -48,7 +48,7 @@ def with_answer(
 
 
 def written_logp(
-    trunk: Trunk,  # prompts
+    trunk: Prefix,  # prompts
     ids: Int[Tensor, "b g n"],  # written after them
 ) -> Float[Tensor, "b g n"]:
     "Log-probability of every character of every branch, in nats"
@@ -57,7 +57,7 @@ def written_logp(
 
 @torch.no_grad()
 def answer_logp(
-    trunk: Trunk,  # prompts
+    trunk: Prefix,  # prompts
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
@@ -69,7 +69,7 @@ def answer_logp(
 
 @torch.no_grad()
 def direct_logp(
-    trunk: Trunk,  # prompts
+    trunk: Prefix,  # prompts
     answer: Int[Tensor, "b s"],  # true answers, terminator included
 ) -> Float[Tensor, "b"]:
     "Log-likelihood of the true answer without a thought, in nats"
@@ -120,8 +120,8 @@ class CoherenceScorer:
         answer: Int[Tensor, "b s"],  # true answers, terminator included
     ) -> Coherence:
         "Three parts for every thought"
-        trunk, n = Trunk(model, prompt), found.inside.sum(-1).clamp(min=1)
-        known = written_logp(Trunk(self.reference, prompt), found.ids)
+        trunk, n = Prefix(model, prompt), found.inside.sum(-1).clamp(min=1)
+        known = written_logp(Prefix(self.reference, prompt), found.ids)
         likely = ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1)
         gain = answer_logp(trunk, found, answer, self.end) - direct_logp(trunk, answer)[:, None]
         predictive = (gain / to_end(answer).sum(-1, keepdim=True)).sigmoid()

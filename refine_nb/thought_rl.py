@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._errors import unknown_name
-from .branches import Trunk, branch_logits, generate
+from .prefix import Prefix, branch_logits, generate
 from .candidates import group_advantage
 from .evaluation import entropy, eval_mode, kl_exact
 from .gpt import ContextualGPT
@@ -47,8 +47,8 @@ class ThoughtRLConfig:
 
 # %% ../nbs/24_thought_rl.ipynb #rl2
 def compute_kl_divergence(
-    trunk: Trunk,  # of the policy
-    reference: Trunk,  # of the frozen warm start, over the same prompts
+    trunk: Prefix,  # of the policy
+    reference: Prefix,  # of the frozen warm start, over the same prompts
     found: Thoughts,
     logits: Float[Tensor, "b g n v"] | None = None,  # the policy's along the thoughts, where they are known
 ) -> Float[Tensor, ""]:
@@ -60,8 +60,8 @@ def compute_kl_divergence(
 
 
 def kl_without_thoughts(
-    trunk: Trunk,  # of the policy
-    reference: Trunk,  # of the frozen warm start, over the same prompts
+    trunk: Prefix,  # of the policy
+    reference: Prefix,  # of the frozen warm start, over the same prompts
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
@@ -110,7 +110,7 @@ class ThoughtRL:
 @patch
 def reward(
     self: ThoughtRL,
-    trunk: Trunk,  # prompts
+    trunk: Prefix,  # prompts
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     items: list[Item],
@@ -194,7 +194,7 @@ def thinking(self: ThoughtRL, found: Thoughts) -> Bool[Tensor, "b g n"]:
 @patch
 def _penalties(self: ThoughtRL, trunk, found, answer, logits) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     "KL to the warm start behind the same thoughts, and what the loss takes in its place"
-    reference, same = Trunk(self.reference, trunk.prefix), self.cfg.kl_to == "same_thought"
+    reference, same = Prefix(self.reference, trunk.ids), self.cfg.kl_to == "same_thought"
     kl = compute_kl_divergence(trunk, reference, found, logits if self.cfg.beta and same else logits.detach())
     if same or not self.cfg.beta: return kl, kl
     return kl, kl_without_thoughts(trunk, reference, found, answer, self.thoughts.end)
@@ -203,7 +203,7 @@ def _penalties(self: ThoughtRL, trunk, found, answer, logits) -> tuple[Float[Ten
 @patch
 def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
     "The policy's loss and the penalty"
-    trunk = Trunk(model, prompt)
+    trunk = Prefix(model, prompt)
     write = ThoughtGenerator(self.thoughts, answer.shape[1], self.task.vocab["\n"])
     found = write(trunk, generator=self.generator)
     logits = branch_logits(trunk, found.ids)
@@ -255,7 +255,7 @@ def _thought_metrics(self: ThoughtRL, found, right, flat, logits) -> dict[str, f
 
 # %% ../nbs/24_thought_rl.ipynb #tl5
 def naive_loss(
-    trunk: Trunk,  # prompts, read with gradients
+    trunk: Prefix,  # prompts, read with gradients
     found: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     reward: Float[Tensor, "b g"],  # of each thought; its mean enters
@@ -286,10 +286,10 @@ class ThoughtSampler:
         self,
         model: ContextualGPT,
         batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b s"], list[Item]],  # of `ProblemBatches`
-    ) -> tuple[Trunk, Thoughts, Bool[Tensor, "b g"]]:
+    ) -> tuple[Prefix, Thoughts, Bool[Tensor, "b g"]]:
         "The prompts as they were read, thoughts, and whether their answers are right"
         prompt, answer, items = batch
-        trunk = Trunk(model, prompt)
+        trunk = Prefix(model, prompt)
         thoughts = self.write(trunk, generator=self.generator)
         self.characters += int(thoughts.chosen.sum())
         return trunk, thoughts, right_answers(self.task, answer, thoughts.ids, items)
@@ -331,7 +331,7 @@ class PublishedObjective:
         without = right_answers(self.sampler.task, answer, at_once, batch[2])[:, 0]
         reward = compute_reward(right, without) if self.rewarded else torch.ones_like(right, dtype=torch.float32)
         end = self.sampler.thoughts.end
-        loss, reference = naive_loss(trunk, thoughts, answer, reward, end), Trunk(self.reference, prompt)
+        loss, reference = naive_loss(trunk, thoughts, answer, reward, end), Prefix(self.reference, prompt)
         if self.beta and self.kl_to == "same_thought":
             loss = loss + self.beta * compute_kl_divergence(trunk, reference, thoughts)
         elif self.beta: loss = loss + self.beta * kl_without_thoughts(trunk, reference, thoughts, answer, end)

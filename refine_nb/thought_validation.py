@@ -16,7 +16,7 @@ import torch
 
 from .anti_theater import Evidence, Report
 from .benchmark_tasks import MultipleChoice, WordProblems
-from .branches import Trunk, generate
+from .prefix import Prefix, generate
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
 from .tasks import Item, Task
@@ -45,7 +45,7 @@ _PROXIES = {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # g
 def _validated(model, reference, task, thoughts, items, generator) -> tuple[dict[str, float], Evidence]:
     "Answer, score, and put together"
     prompt, answer = (part.to(model.position.weight.device) for part in task.encode(items))
-    trunk, now = Trunk(model, prompt), partial(_seconds, prompt.device)
+    trunk, now = Prefix(model, prompt), partial(_seconds, prompt.device)
     write = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])
     started = now()
     direct = generate(trunk, answer.shape[1], temperature=0.0)

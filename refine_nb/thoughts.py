@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .branches import Trunk, _as_cache
+from .prefix import Prefix
 from .evaluation import eval_mode
 from .gpt import GPTConfig, choose
 from .tasks import Item, Task
@@ -109,13 +109,13 @@ class ThoughtGenerator:
     @torch.no_grad()
     def __call__(
         self,
-        trunk: Trunk,  # prompts, read once
+        trunk: Prefix,  # prompts, read once
         n_thoughts: int | None = None,  # in place of the configuration's
         temperature: float | None = None,  # in place of the configuration's; 0: greedy
         generator: torch.Generator | None = None,  # for repeatable draws
     ) -> Thoughts:
         "Several thoughts and answers for every prompt; raises `ValueError` when they do not fit"
-        c, b, t = self.cfg, *trunk.prefix.shape
+        c, b, t = self.cfg, *trunk.ids.shape
         if n_thoughts is not None: c = replace(c, n_thoughts=n_thoughts)
         if temperature is not None: c = replace(c, temperature=temperature)
         c.check(trunk.model.cfg, t, self.answer)
@@ -123,15 +123,15 @@ class ThoughtGenerator:
             written = self._write(trunk, c, generator)
         return Thoughts(*(x.unflatten(0, (b, c.n_thoughts)) for x in written))
 
-    def _write(self, trunk: Trunk, c: ThoughtConfig, generator: torch.Generator | None) -> Thoughts:
+    def _write(self, trunk: Prefix, c: ThoughtConfig, generator: torch.Generator | None) -> Thoughts:
         "One row a thought, character by character"
-        model, (b, t) = trunk.model, trunk.prefix.shape
-        rows, n, device = b * c.n_thoughts, c.length + 2 + self.answer, trunk.prefix.device
+        model, b = trunk.model, len(trunk.ids)
+        rows, n, device = b * c.n_thoughts, c.length + 2 + self.answer, trunk.ids.device
         ids, chosen, inside = (torch.full((rows, n), fill, device=device) for fill in (self.stop, False, False))
         ids[:, 0] = c.start
         ended, done, natural = (torch.zeros(rows, dtype=torch.bool, device=device) for _ in range(3))
         since = torch.zeros(rows, dtype=torch.long, device=device)  # characters since the thought's end
-        cache = _as_cache(trunk, t + n).fork(c.n_thoughts)
+        cache = trunk.rows(c.n_thoughts, n)
         for i in range(1, n):
             new = choose(model(ids[:, i - 1 : i], cache)[:, -1], c.temperature, None, generator)
             late = ~ended & (i == c.length + 1)  # whatever is drawn here, the end is written: nobody's choice

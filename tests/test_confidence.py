@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 import refine_nb.confidence as confidence
-from refine_nb.branches import tree_logits
+from refine_nb import _attention
+from refine_nb._attention import Text
 from refine_nb.checkpoints import BadCheckpoint, load_weights, save_checkpoint
 from refine_nb.confidence import (
     ConfidenceAwareGPT,
-    Kept,
     Lookahead,
     LookaheadConfig,
     LookaheadWindows,
@@ -25,6 +25,7 @@ from refine_nb.confidence import (
 from refine_nb.data import Windows
 from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
+from refine_nb.prefix import tree_logits
 from refine_nb.train import TrainConfig, adamw, count_flops, train, update
 
 SHAPE = GPTConfig(7, context=9, n_layers=2, n_heads=2, width=16)
@@ -152,18 +153,18 @@ def test_sampling_and_scoring_work_as_for_every_model(feedback):
 def test_both_forms_equal_concatenation(ngram, feedback):
     model, ids, branch = random_model(feedback, ngram=ngram), characters(3, 8), characters(3, 8, seed=1)
     heard = torch.rand(3, 8, 1)
-    kept = Kept()
-    pred = model.confidence_predictor(model.through(model.embed(ids), heard, kept))[..., 0]
+    read = Text()
+    pred = model.confidence_predictor(model.hidden(ids, read, confidence_scalars=heard))[..., 0]
     slow = concatenated(model, ids, branch, pred, heard)
     assert (_mask_ahead(model, ids, branch, pred, heard) - slow).abs().max() < 1e-5
-    assert (branch_ahead(model, ids, branch, pred, kept) - slow).abs().max() < 1e-5
+    assert (branch_ahead(model, read, branch, pred) - slow).abs().max() < 1e-5
 
 
 def test_the_sum_of_the_softmax_is_the_same_on_every_device(monkeypatch):
     q, k, v = torch.randn(3, 2, 3, 8, 4)
-    fast = confidence._causal(q, k, v)
+    fast = _attention._causal(q, k, v)
     monkeypatch.setattr(torch.Tensor, "device", torch.device("meta"))
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, confidence._causal(q, k, v)))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, _attention._causal(q, k, v)))
 
 
 def test_without_confidence_the_forms_are_the_tree_pass():
@@ -178,9 +179,9 @@ def test_the_objective_hands_the_forms_what_it_trains_on(spy, form, feedback):
     model, batch = random_model(feedback), split_window(characters(4, 10))
     _, metrics = Lookahead(LookaheadConfig(form=form))(model, batch)
     ((args, logits),) = spy
-    ids, branch, pred = args[1:4]
+    ids, (branch, pred) = batch[0], args[2:4]
     heard = torch.zeros(4, 8, 1) if not feedback else model.previous(ids)
-    assert torch.equal(ids, batch[0]) and torch.allclose(pred, model(ids, confidence_scalars=heard)["confidence_pred"], atol=1e-6)
+    assert torch.equal(args[1].ids if form == "branch" else args[1], ids) and torch.allclose(pred, model(ids, confidence_scalars=heard)["confidence_pred"], atol=1e-6)
     assert (logits - concatenated(model, ids, branch, pred, heard)).abs().max() < 1e-5 and not logits.requires_grad
     after = torch.stack([batch[0][:, 2], *batch[0][:, 3:].T, *batch[1:]], 1)
     actual = F.cross_entropy(logits.mT, after, reduction="none")[:, :-1]  # the last one reads an untrained position
@@ -335,7 +336,7 @@ def test_carried_confidences_are_the_last_batchs(monkeypatch):
     pred = model(first[0], confidence_scalars=torch.zeros(4, 8, 1))["confidence_pred"]
     assert torch.allclose(objective.carried[:, 1:, 0], pred[:, :-1], atol=1e-6) and (objective.carried[:, 0] == 0).all()
     heard, through = [], model.through
-    monkeypatch.setattr(model, "through", lambda x, c=None, cache=None: (heard.append(c), through(x, c, cache))[1])
+    monkeypatch.setattr(model, "through", lambda ids, cache, c=None: (heard.append(c), through(ids, cache, c))[1])
     carried = objective.carried
     objective(model, second)
     assert torch.equal(heard[0], carried)

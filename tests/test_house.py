@@ -279,7 +279,7 @@ def test_readme_lists_every_notebook():
 # The rooms
 
 PUBLIC, LINES = 12, 450  # names in a room's `__all__`; lines of a module
-MORE_NAMES = {"cards": 13, "gpt": 14, "plots": 14, "quiet_star": 17}
+MORE_NAMES = {"cards": 13, "gpt": 14, "plots": 14, "quiet_star": 15}
 MORE_LINES = {}  # both may only shrink
 
 

@@ -24,7 +24,7 @@ import refine_nb.thought_validation as thought_validation
 import refine_nb.warm_start as warm_start
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
-from refine_nb.branches import Trunk
+from refine_nb.prefix import Prefix
 from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
@@ -67,7 +67,7 @@ def trained():
 
 
 def written(model, prompt, seed=0):
-    return ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(model, prompt), generator=torch.Generator().manual_seed(seed))
+    return ThoughtGenerator(THOUGHTS, 6, STOP)(Prefix(model, prompt), generator=torch.Generator().manual_seed(seed))
 
 
 def questions(n=4, seed=1): return next(ProblemBatches(TASK, n, seed))
@@ -114,7 +114,7 @@ def test_true_answers_stand_behind_each_thought():
     model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     ids, there = with_answer(found, answer, END)
-    gains, trunk = answer_logp(Trunk(model, prompt), found, answer, END), Trunk(model, prompt)
+    gains, trunk = answer_logp(Prefix(model, prompt), found, answer, END), Prefix(model, prompt)
     for i in range(4):
         for g in range(3):
             e = found.ids[i, g].tolist().index(END) + 1
@@ -139,7 +139,7 @@ def test_loss_is_that_of_the_chosen_characters(monkeypatch, reward):
     found = written(model, batch[0], seed=4)
     right = TASK.check_ids(batch[1], found.ids)
     direct = TASK.check_ids(batch[1], model_greedy(model, batch[0]))[:, 0]
-    trunk = Trunk(model, batch[0])
+    trunk = Prefix(model, batch[0])
     r = dict(right=right.float(), improvement=compute_reward(right, direct), gain=answer_logp(trunk, found, batch[1], END) - direct_logp(trunk, batch[1])[:, None])[reward]
     own = found.chosen & (objective.thinking(found) if reward == "gain" else True)
     adv = r - (r.sum(1, keepdim=True) - r) / 2
@@ -163,7 +163,7 @@ def test_naive_loss_sends_nothing_to_the_thoughts():
     real = thought_rewards.branch_logits
     try:
         thought_rewards.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
-        loss = naive_loss(Trunk(model, prompt), found, answer, torch.rand(4, 3), END)
+        loss = naive_loss(Prefix(model, prompt), found, answer, torch.rand(4, 3), END)
     finally: thought_rewards.branch_logits = real
     grad, = torch.autograd.grad(loss, logits[0])
     assert (grad[found.inside] == 0).all() and (grad[:, :, 0] == 0).all() and grad[with_answer(found, answer, END)[1]].abs().max() > 0
@@ -257,7 +257,7 @@ def test_published_loss_is_reward_times_likelihood_and_penalty(monkeypatch, rewa
     trunk, found, right = ThoughtSampler(TASK, THOUGHTS, 6)(model, batch)
     reward = compute_reward(right, without) if rewarded else torch.ones(right.shape)
     assert reward.mean() == (0.5 if rewarded else 1) == metrics["rl/reward"]
-    known = Trunk(reference, batch[0])
+    known = Prefix(reference, batch[0])
     penalty = kl_without_thoughts(trunk, known, found, batch[1], END) if kl_to == "no_thought" else compute_kl_divergence(trunk, known, found)
     expected = naive_loss(trunk, found, batch[1], reward, END) + beta * penalty
     assert penalty > 1e-3 and loss.item() == pytest.approx(expected.item(), abs=1e-6) and metrics["right"] == 1
@@ -291,8 +291,8 @@ def test_kl_is_along_the_same_thoughts():
         for g in range(3):
             p, q = (m(torch.cat([prompt[i], found.ids[i, g]])[None, :-1])[0, len(prompt[i]) - 1 :].log_softmax(-1) for m in (model, other))
             terms.append((p.exp() * (p - q)).sum(-1)[found.chosen[i, g]])
-    assert torch.allclose(compute_kl_divergence(Trunk(model, prompt), Trunk(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
-    assert abs(compute_kl_divergence(Trunk(model, prompt), Trunk(copy.deepcopy(model), prompt), found)) < 1e-6
+    assert torch.allclose(compute_kl_divergence(Prefix(model, prompt), Prefix(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
+    assert abs(compute_kl_divergence(Prefix(model, prompt), Prefix(copy.deepcopy(model), prompt), found)) < 1e-6
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])
@@ -378,7 +378,7 @@ def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
     assert validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
     assert found["proxy"] == found["accuracy_greedy"] != found["accuracy_sampled"]
     prompt = TASK.encode(items)[0]
-    read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
+    read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Prefix(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
     largest = [trained.attention_logit_max(row[None, : trained.cfg.context]).max().item() for row in read]
     assert found["attention_logit_max"] == pytest.approx(max(largest)) and max(largest) > trained.attention_logit_max(prompt).max() + 1e-3
 
@@ -743,7 +743,7 @@ def test_padding_is_no_part_of_an_answer():
     model, thoughts = thinker(task, items, n_layers=1, width=16, n_heads=2), thoughts_for(task, items)
     for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
     prompt, answer = task.encode(items)
-    trunk = Trunk(model, prompt)
+    trunk = Prefix(model, prompt)
     short = torch.tensor([len(i.completion()) for i in items])
     assert short.unique().numel() > 1
     alone = torch.stack([row_logp(model, prompt[i], answer[i, : short[i]]).sum() for i in range(12)])
@@ -768,7 +768,7 @@ def test_expected_update_is_the_gradient_of_the_expected_reward(monkeypatch):
             for y in [None] if x == stop else range(8): rows.append(([7, *thought, x] + ([] if y is None else [y]), [False, *own, True] + ([] if y is None else [True])))
     ids = torch.tensor([(r + [0] * 5)[:5] for r, _ in rows])[None]
     chosen = torch.tensor([(c + [False] * 5)[:5] for _, c in rows])[None]
-    logp = thought_rl.branch_logits(Trunk(model, prompt), ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logp = thought_rl.branch_logits(Prefix(model, prompt), ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     p = (logp * chosen).sum(-1).exp()
     assert abs(p.sum() - 1) < 1e-4
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
@@ -816,7 +816,7 @@ def test_padding_ends_no_answer():
 def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
     "A generator that was told of shorter answers: likelihoods are those of one that was not"
     model, (prompt, answer, _) = fresh(), questions()
-    trunk = Trunk(model, prompt)
+    trunk = Prefix(model, prompt)
     short, long = (ThoughtGenerator(replace(THOUGHTS, length=3), room, STOP)(trunk, 1, temperature=0.0) for room in (2, 6))
     assert torch.equal(short.inside[..., :5], long.inside[..., :5]) and short.ids.shape[-1] == 7
     assert torch.allclose(answer_logp(trunk, short, answer, END), answer_logp(trunk, long, answer, END), atol=1e-5)
@@ -845,7 +845,7 @@ def test_kl_to_the_warm_start_without_thoughts():
             e = found.ids[i, g].tolist().index(END) + 1
             logp = logp_of(model, torch.cat([prompt[i], found.ids[i, g, :e], answer[i]]), 6)
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    told = kl_without_thoughts(Trunk(model, prompt), Trunk(reference, prompt), found, answer, END)
+    told = kl_without_thoughts(Prefix(model, prompt), Prefix(reference, prompt), found, answer, END)
     assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
     losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
     assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
@@ -860,7 +860,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
     torch.manual_seed(0)
     models = [thinker(task, items, n_layers=1, width=16) for _ in range(2)]
     for m in models: [torch.nn.init.normal_(p, std=0.2) for p in m.parameters()]
-    found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Trunk(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
+    found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Prefix(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
     assert len(set(lengths := [len(i.completion()) for i in items])) > 1
     for i, n in enumerate(lengths):
         logp_of = lambda m, *before, n=n, known=(answer[i, :n],): m(torch.cat([*before, *known])[None])[0, -n - 1 : -1].log_softmax(-1)
@@ -868,7 +868,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
         for g in range(2):
             logp = logp_of(models[0], prompt[i], found.ids[i, g, : found.ids[i, g].tolist().index(thoughts.end) + 1])
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    assert torch.allclose(kl_without_thoughts(Trunk(models[0], prompt), Trunk(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
+    assert torch.allclose(kl_without_thoughts(Prefix(models[0], prompt), Prefix(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
 
 
 def test_what_is_logged_of_thoughts_is_what_was_drawn():
