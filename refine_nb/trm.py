@@ -14,13 +14,13 @@ from dataclasses import dataclass, fields, replace
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from ._cache import KVCache
+from ._attention import Cache
 from ._errors import unknown_name
 from .data import Supervised, supervised
 from .gpt import ContextualGPT, GPTConfig
-from .refinement import Refinement, gross_refinement, refinement_loss, supervision_weights
-from .train import Objective, TrainConfig
+from .train import TrainConfig, Objective
 from .evaluation import eval_mode
+from .refinement import Refinement, gross_refinement, refinement_loss, supervision_weights
 
 # %% ../nbs/16_trm.ipynb #t11cfg
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class TRMConfig(GPTConfig):
 class NormedGPT(ContextualGPT):
     "A plain model that reads its embedding after a layer norm"
 
-    def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
+    def embed(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b t d"]:
         "The embedding with a variance of one"
         return F.layer_norm(super().embed(ids, cache), (self.cfg.width,))
 
@@ -139,17 +139,17 @@ class RecursiveGPT(NormedGPT):
         self.halt = nn.Linear(cfg.width, 1) if cfg.recursion.halting else None
         if self.halt is not None: nn.init.zeros_(self.halt.weight), nn.init.constant_(self.halt.bias, -5.0)  # certain that nothing is right yet
 
-    def net(self, h: Float[Tensor, "b t d"], layer: int = 0, cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
+    def net(self, h: Float[Tensor, "b t d"], layer: int = 0, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
         "All blocks and the norm, once"
         for i, block in enumerate(self.blocks): h = block(h, layer + i, cache)
         return self.norm(h)
 
-    def cycle(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], layer: int = 0, cache: KVCache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def cycle(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], layer: int = 0, cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "The latent state n_loops times from text, answer and itself; the answer once from both states"
         for loop in range(self.cfg.recursion.n_loops): z = self.net(x + y + z, layer + loop * self.cfg.n_layers, cache)
         return self.net(y + z, layer + self.cfg.recursion.n_loops * self.cfg.n_layers, cache), z
 
-    def refine(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], step: int = 0, cache: KVCache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def refine(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], step: int = 0, cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "One supervision step; `step` counts them for the cache"
         r, grad = self.cfg.recursion, torch.is_grad_enabled()
         for c in range(r.n_cycles):
@@ -159,12 +159,12 @@ class RecursiveGPT(NormedGPT):
                 else: y, z = self.cycle(x, y, z, layer, cache)
         return y, z
 
-    def start(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def start(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "The text as large as the states, and where both states begin"
         x = self.embed(ids, cache)
         return x, self.answer.expand_as(x), self.latent.expand_as(x)
 
-    def answers(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None, n: int | None = None) -> Iterator[Float[Tensor, "b t d"]]:
+    def answers(self, ids: Int[Tensor, "b t"], cache: Cache | None = None, n: int | None = None) -> Iterator[Float[Tensor, "b t d"]]:
         "The answer state after each of n supervision steps (all by default), to be read by the head"
         x, y, z = self.start(ids, cache)
         for step in range(n or self.cfg.recursion.n_supervision):
@@ -172,17 +172,22 @@ class RecursiveGPT(NormedGPT):
             y, z = self.refine(x, y, z, step, cache)
             yield y
 
-    def hidden(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        "The last answer state"
-        if cache is not None: cache.read(ids)
-        for y in self.answers(ids, cache): last = y
-        if cache is not None: cache.advance(ids.shape[1])
-        return last
+    def hidden(self, ids: Int[Tensor, "b t"], cache: Cache | None = None, last: bool = False) -> Float[Tensor, "b u d"]:
+        "The last answer state; raises `ValueError` for a cache where gradient checkpointing computes a pass again"
+        if cache is not None:
+            if self.cfg.recursion.gradient_checkpointing and torch.is_grad_enabled():
+                raise ValueError(f"a {type(self).__name__} with gradient_checkpointing reads no {type(cache).__name__} with gradients: the pass that is "
+                                 "computed again would leave its keys twice; set gradient_checkpointing=False, or read under torch.no_grad()")
+            cache.begin(ids)
+        for y in self.answers(ids, cache): answer = y
+        if cache is not None: cache.end()
+        return answer[:, -1:] if last else answer
 
-    def new_cache(self, rows: int, room: int = 0) -> KVCache:
-        "An empty cache: every application of a block has keys and values of its own"
-        r, c = self.cfg.recursion, self.cfg
-        return KVCache(r.n_supervision * r.n_cycles * (r.n_loops + 1) * c.n_layers, c.n_heads, c.width // c.n_heads, rows, room or c.context, self.position.weight)
+    @property
+    def slots(self) -> int:
+        "Every application of a block has keys and values of its own"
+        r = self.cfg.recursion
+        return r.n_supervision * r.n_cycles * (r.n_loops + 1) * self.cfg.n_layers
 
 # %% ../nbs/16_trm.ipynb #t11batch
 _Batch = Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | Supervised  # what `supervised` takes
