@@ -55,7 +55,7 @@ class Finding(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        "The description's rule"
+        "The rule of Q16 to Q18"
         return self.value > self.threshold
 
 
@@ -112,7 +112,7 @@ class Report(NamedTuple):
 
     @property
     def all_passed(self) -> bool:
-        "The description's rule: every value above its threshold"
+        "The rule of Q19: every value above its threshold"
         return all(f.passed for f in self)
 
     @property
@@ -121,7 +121,7 @@ class Report(NamedTuple):
         return [name for name, f in self._asdict().items() if f.verdict == "fail"]
 
     def metrics(self) -> dict[str, float | bool]:
-        "The description's four, by their names"
+        "The four of Q32, by their names"
         return {f"rl/anti_theater_{name}": f.value for name, f in self._asdict().items()} | {"rl/anti_theater_all_passed": self.all_passed}
 
 

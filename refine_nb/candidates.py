@@ -67,7 +67,7 @@ ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (π of the cand
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    "Which characters are tried, and how they are weighted; the defaults are the description's"
+    "Which characters are tried, and how they are weighted; the defaults are those of G3 and G13"
 
     estimator: str = "stratified"  # or "exact" (whole vocabulary), "renormalized", "uniform", "on_policy"
     threshold: float = 2.0  # nats of entropy above which a context is explored

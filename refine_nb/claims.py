@@ -19,6 +19,7 @@ from ._evidence import METRICS, Number, Open, Shape, over_seeds, over_windows, s
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
+from ._sources import read_sources, sources_page
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import IDENTITY, TAIL, ParameterError, read_parameters
 from .statistics import Interval, holm, sign_flip_p
@@ -305,7 +306,7 @@ def write_claims(
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write history, CLAIMS.md and nbs/board.qmd; returns verdicts and, checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md, the board and the page of sources; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_all(root, past=past)
@@ -313,6 +314,9 @@ def write_claims(
     title = "The board: every claim and its verdict"
     files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
     files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
+    if (ledger := top / "experiments" / "sources.yaml").exists():
+        said = {id: v.verdict for id, v in verdicts.items()}
+        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, said), said)
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
         path.parent.mkdir(exist_ok=True)

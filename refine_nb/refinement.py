@@ -95,7 +95,7 @@ class Refinement:
 def gross_refinement(
     losses: list[float],  # after every step
 ) -> float:
-    "1 − L_last / L_0: what the description calls refinement"
+    "1 − L_last / L_0: what T41 calls refinement"
     return 1 - losses[-1] / losses[0] if losses[0] else 0.0
 
 

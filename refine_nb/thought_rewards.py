@@ -29,7 +29,7 @@ def compute_reward(
     right_with: Bool[Tensor, "b g"],  # whether the answer after each thought is right
     right_without: Bool[Tensor, "b"],  # whether the greedy answer without a thought is
 ) -> Float[Tensor, "b g"]:
-    "The description's reward, of whole written answers: right with the thought and not without"
+    "The reward of Q2, of whole written answers: right with the thought and not without"
     return (right_with & ~right_without[:, None]).float()
 
 # %% ../nbs/23_thought_rewards.ipynb #tr1

@@ -261,7 +261,7 @@ def naive_loss(
     reward: Float[Tensor, "b g"],  # of each thought; its mean enters
     end: int,  # the symbol after a thought
 ) -> Float[Tensor, ""]:
-    "The description's policy loss: cross-entropy of the answer, in nats a character, × mean reward"
+    "The policy loss of Q4: cross-entropy of the answer, in nats a character, × mean reward"
     ids, there = with_answer(found, answer, end)
     logp = written_logp(trunk, ids)
     return -(logp * there).sum() / there.sum() * reward.mean()

@@ -25,7 +25,7 @@ from .refinement import Refinement, gross_refinement, refinement_loss, supervisi
 # %% ../nbs/16_trm.ipynb #t11cfg
 @dataclass(frozen=True)
 class Recursion:
-    "How often the network is applied, and through what the gradient flows; the defaults are the description's"
+    "How often the network is applied, and through what the gradient flows; the defaults are those of T8 and T9"
 
     n_loops: int = 2  # updates of the latent state before each one of the answer
     n_cycles: int = 1  # times both are repeated in a supervision step
