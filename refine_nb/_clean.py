@@ -47,7 +47,7 @@ def waste(
             if dead: yield Waste(attempt, kind, size_of(attempt))
 
 
-def remove(
+def remove_waste(
     found: Waste,  # from `waste`
 ) -> bool:
     "Remove it, unless somebody has taken it up meanwhile"

@@ -114,7 +114,7 @@ def merge(
 def claims(
     check: Annotated[bool, typer.Option(
         "--check", help="Write nothing; fail if CLAIMS.md and the site's page disagree with the results.")] = False,
-    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
     "Judge every claim card by results/ and write CLAIMS.md and the site's page."
     from refine_nb.claims import write_claims
@@ -136,7 +136,7 @@ def verify(
     states: Annotated[bool, typer.Option("--states", help="Run nothing; count the states of all rows.")] = False,
     check: Annotated[bool, typer.Option(
         "--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
-    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
     "Run recorded commits and today's code, shortened, and compare every number; certificates: results/NAME/verified.csv."
     from refine_nb import verify as library
@@ -163,17 +163,16 @@ def clean(
     unfinished: Annotated[bool, typer.Option(
         "--unfinished", help="Also attempts that a sweep would go on from: they begin anew.")] = False,
     runs: Annotated[Optional[Path], typer.Option(help="This folder of records and not the project's runs/.")] = None,
-    root: Annotated[Path, typer.Option(help="A folder inside the project.")] = Path("."),
+    root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
     "Remove what runs left behind: logs of failures, records that were replaced, dead attempts. Never a published record."
-    from refine_nb._clean import remove, report, waste
+    from refine_nb._clean import remove_waste, report, waste
     from refine_nb._project import find_root
     top = find_root(root)
     if top is None and runs is None: raise stop(ValueError(f"{root.resolve()}: no folder above it holds experiments/"))
     with refusing(): found = list(waste(runs or top / "runs", unfinished))
     for w in found if dry_run else (): typer.echo(f"{w.size:12,}  {w.kind:10}  {w.path}")
-    with refusing():
-        for w in found if not dry_run else (): remove(w)
+    with refusing(): found = found if dry_run else [w for w in found if remove_waste(w)]
     typer.echo(report(found) + (" would be removed" if dry_run else " removed"))
 
 

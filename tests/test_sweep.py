@@ -691,7 +691,7 @@ def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
     with pytest.raises(SweepError, match="cannot be read"): make_plan(toy.sweep("  - {corpus: missing.txt}"))
     (toy.root / "mine.txt").write_text("some words " * 200)
     head, = make_plan(toy.sweep("  - {corpus: mine.txt}")).heads.values()
-    assert head["corpus"]["name"].endswith("mine") and head["params"]["corpus"] == "mine.txt"
+    assert head["corpus"]["name"].startswith("file:mine-") and head["params"]["corpus"] == "mine.txt"
     elsewhere, = make_plan(toy.sweep("  - {}"), results=tmp_path_factory.mktemp("results")).heads.values()
     assert elsewhere["params"]["corpus"] == elsewhere["corpus"]["name"] == "pydocs"
 
@@ -776,11 +776,11 @@ def test_a_kill_inside_merge_leaves_windows_and_row_together(tmp_path, monkeypat
         with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
         monkeypatch.undo()
         assert read_windows(folder, "a")["x"] == [read_runs(folder)["x"][0]] == [1.0]
-    calls, whole = [], tables._settle_windows
+    calls, settle = [], tables._settle_windows
     def second_time(*args):
         calls.append(args)
         if len(calls) == 2: raise KeyboardInterrupt
-        whole(*args)
+        settle(*args)
     monkeypatch.setattr(tables, "_settle_windows", second_time)
     with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
     monkeypatch.undo()

@@ -87,12 +87,12 @@ def edit(root, module, old, new):
 def test_refactorings_that_change_no_number_are_equal(project):
     edit(project, "gpt", "needs at least", "has to be at least")  # the wording of an error
     edit(project, "gpt", "    def hidden(", "    def unused(self): return 0\n\n    def hidden(")
-    edit(project, "train", "_stateful", "_with_state")  # a private helper
+    edit(project, "train", "_reduced", "_together")  # a private helper
     assert row_states(project) == {"row0": "unverified", "row1": "unverified"}
     made, = verify(root=project)
     assert (made["outcome"], made["row"], made["difference"]) == ("equal", "row1", "")
     assert int(made["numbers"]) > 30
-    assert {"train.train", "gpt.GPTConfig.__post_init__"} <= set(made["definitions"].split())
+    assert {"train.update", "gpt.GPTConfig.__post_init__"} <= set(made["definitions"].split())
     assert "gpt.ContextualGPT.unused" not in made["definitions"]
     assert row_states(project) == {"row0": "verified", "row1": "verified"}
     assert verify(root=project) == []  # its certificate holds
@@ -133,7 +133,7 @@ def test_few_arms_cover_a_change(project):
     record(project, [dict(seed="0", lr="0.001"), dict(seed="0", lr="0.002")])
     first = git(project, "rev-parse", "HEAD")
     assert len(verify(root=project)) == 2
-    edit(project, "train", "_stateful", "_with_state")
+    edit(project, "train", "_reduced", "_together")
     made, = verify(root=project, changed_since=first)
     assert made["outcome"] == "equal"
     assert sorted(row_states(project).values()) == ["unverified", "verified"]
@@ -147,7 +147,7 @@ def test_arms_whose_code_is_not_known_are_counted(project, capsys):
     first = git(project, "rev-parse", "HEAD")
     verify(root=project)
     (project / "results/s/executed.json").unlink()
-    edit(project, "train", "_stateful", "_with_state")
+    edit(project, "train", "_reduced", "_together")
     assert verify(root=project, changed_since=first) == []
     assert "1 arms were never run, or ran code that has other names by now" in capsys.readouterr().err
 
