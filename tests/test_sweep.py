@@ -724,7 +724,7 @@ def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
     card.unlink()
     with pytest.raises(CardError, match="card c differs"): make_plan(sweep)
     card.write_text("claim: without a name\n")
-    with pytest.raises(ParameterError, match="c.yaml: a claim card is a mapping"): make_plan(sweep)
+    with pytest.raises(CardError, match="card c differs"): make_plan(sweep)  # without a name it is no card of this sweep
 
 
 # --- the table -----------------------------------------------------------------------------------------------------

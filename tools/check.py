@@ -96,6 +96,14 @@ def warm() -> Iterator[None]:
         finally: server.communicate()
 
 
+@contextmanager
+def cold() -> Iterator[None]:
+    "Kernels start as they do for a user"
+    kept = {name: os.environ.pop(name) for name in ("REFINE_NB_WARM", "JUPYTER_PATH") if name in os.environ}
+    try: yield
+    finally: os.environ.update(kept)
+
+
 def forked(what: str, *args, log: Path | None = None) -> bool:
     "A notebook or a refine-nb command, in a fork of the server where there is one"
     if "REFINE_NB_WARM" in os.environ: return call("python", "-I", "-S", SERVER, what, os.environ["REFINE_NB_WARM"], *args, log=log)
@@ -152,11 +160,11 @@ def page_jobs() -> list[Job]:
 
 
 def tests(files: list[Path] | None = None) -> bool:
-    "pytest over tests/ on all workers"
+    "pytest over tests/ on all workers, on kernels of their own: some tests kill what started them"
     report = ROOT / ("build/some-tests.xml" if files else "build/tests.xml")
     report.unlink(missing_ok=True)
     options = ["-q", "-rs", "-n", WORKERS, "--dist", "worksteal", "--durations=5", "-p", "no:cacheprovider"]
-    return call("python", "-m", "pytest", *(files or ["tests"]), *options, f"--junitxml={report}")
+    with cold(): return call("python", "-m", "pytest", *(files or ["tests"]), *options, f"--junitxml={report}")
 
 
 STEPS = {"sync": sync_jobs, "notebooks": notebook_jobs, "tests": tests, "experiments": experiment_jobs, "rows": row_jobs, "pages": page_jobs}
