@@ -382,6 +382,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'refine_nb.grpo.GRPO.__call__': ('grpo.html#grpo.__call__', 'refine_nb/grpo.py'),
                                 'refine_nb.grpo.GRPO.__init__': ('grpo.html#grpo.__init__', 'refine_nb/grpo.py'),
                                 'refine_nb.grpo.GRPO.advantages': ('grpo.html#grpo.advantages', 'refine_nb/grpo.py'),
+                                'refine_nb.grpo.GRPO.kind': ('grpo.html#grpo.kind', 'refine_nb/grpo.py'),
                                 'refine_nb.grpo.GRPO.load_state_dict': ('grpo.html#grpo.load_state_dict', 'refine_nb/grpo.py'),
                                 'refine_nb.grpo.GRPO.penalty': ('grpo.html#grpo.penalty', 'refine_nb/grpo.py'),
                                 'refine_nb.grpo.GRPO.state_dict': ('grpo.html#grpo.state_dict', 'refine_nb/grpo.py'),

@@ -309,6 +309,19 @@ def test_training_resumes_bit_for_bit(form, tmp_path):
     assert [r["loss"] for r in again] == [r["loss"] for r in whole] and [r["grad_norm"] for r in again] == [r["grad_norm"] for r in whole]
 
 
+def test_operations_of_a_later_epoch_are_its_own():
+    "The first pass writes, the second only learns: the total is that of each pass counted by itself"
+    objective, model, counts = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3), tiny(), []
+    counted = lambda model, batch: (counts.append(count_flops(model, objective, batch)), objective(model, batch))[1]
+    for windows, step in zip(Windows(text(), 9, 4), range(4)):
+        counted(model, windows)
+        with torch.no_grad():
+            for p in model.parameters(): p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+    fresh = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3)
+    rows = train(tiny(), fresh, Windows(text(), 9, 4), TrainConfig(steps=4, warmup=0), progress=False)
+    assert [r["flops"] for r in rows] == [sum(counts[:n]) for n in range(1, 5)] and counts[0] == counts[2] > counts[1] == counts[3]
+
+
 def test_state_has_one_set_of_names():
     objective = AllPositions(GRPOConfig(num_iterations=2), CandidateConfig("on_policy"), V)
     before = set(objective.state_dict())
