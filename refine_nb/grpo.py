@@ -130,9 +130,9 @@ class GRPO:
         "Over what weight the last loss is a mean: the batches of one update count in proportion"
         return float(self.normalizer(self.tries)) if metrics else 1.0
 
-    def kind(self, model: ContextualGPT) -> bool:
-        "Whether the coming pass learns from tries that are there: it generates nothing, so it costs less"
-        return self.epoch > 0
+    def kind(self, model: ContextualGPT) -> int:
+        "1 where the coming pass learns from tries that are there: it generates nothing, so it costs less"
+        return min(self.epoch, 1)
 
     def advantages(self, reward: Float[Tensor, "*b g"], group: Candidates) -> tuple[Float[Tensor, "*b g"], Float[Tensor, "*b g"], Bool[Tensor, "*b"]]:
         "For the first character of each try, and for the others, which were drawn; groups without variance"
