@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LookaheadWindows', 'split_window', 'AdaptiveLayer', 'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin',
-           'next_token', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead', 'judge_ahead']
+           'next_token', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
 import math
@@ -359,45 +359,3 @@ class Lookahead:
         "Go on from a saved state"
         self.generator.set_state(state["generator"])
         self.carried = state["carried"].to(self.generator.device) if state["carried"].numel() else None
-
-# %% ../nbs/17_confidence.ipynb #c12judge
-@torch.no_grad()
-def judge_ahead(
-    model: ConfidenceAwareGPT,
-    windows: Int[Tensor, "b s"],  # L + 2 characters each
-    oracle: bool = False,  # also the expectations over all branches, at v passes
-    seed: int = 0,  # of the sampled characters
-    rows: int = 32,  # windows at a time
-    heard: float | None = None,  # a previous confidence for every position; by default the model's own
-) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob; present, sampled, again (a second draw), teacher; oracle_sampled, oracle_teacher
-    "Predictors of the future loss, and the losses, at every position, in evaluation mode"
-    generator, parts = torch.Generator(windows.device).manual_seed(seed), []
-    with eval_mode(model):
-        for window in windows.split(rows): parts.append(_judged(model, window, oracle, generator, heard))
-    return {k: torch.cat([p[k] for p in parts]).cpu() for k in parts[0]}
-
-
-def _judged(model, window, oracle, generator, heard):
-    "`judge_ahead` for a few windows"
-    ids, y, after, text = window[:, :-2], window[:, 1:-1], window[:, 2:], Text(detach=True)
-    hid = model.hidden(ids, text, confidence_scalars=model.previous(ids) if heard is None else torch.full((*ids.shape, 1), heard, device=ids.device))
-    logp, pred = model.head(hid).log_softmax(-1), model.confidence_predictor(hid)[..., 0]
-
-    def ahead(branch): return branch_ahead(model, text, branch, pred).log_softmax(-1)
-    def drawn(): return choose(logp.flatten(0, 1), generator=generator).view_as(ids)
-    def nll(logp, target): return -logp.gather(-1, target[..., None])[..., 0]
-
-    out = dict(head=pred, entropy=entropy(logp), max_prob=-logp.amax(-1), present=nll(logp, y))
-    out |= dict(sampled=nll(ahead(drawn()), after), again=nll(ahead(drawn()), after), teacher=nll(ahead(y), after))
-    return out | (_all_branches(logp, ids, ahead) if oracle else {})
-
-
-def _all_branches(logp, ids, ahead):
-    "What the model itself expects of both targets, over every character it could write"
-    mixture, cost, inner = torch.zeros_like(logp), torch.zeros_like(logp), torch.zeros_like(logp[..., 0])
-    for a in range(logp.shape[-1]):
-        after, share = ahead(torch.full_like(ids, a)), logp[..., a : a + 1].exp()
-        mixture += share * after.exp()
-        cost -= share * after
-        inner += share[..., 0] * entropy(after)
-    return dict(oracle_sampled=(mixture * cost).sum(-1), oracle_teacher=inner)
