@@ -100,7 +100,7 @@ def figure(
 ) -> tuple:
     "A figure as wide as the column, its text at nine points; figure and axes"
     theme()
-    plt.rcParams |= {"savefig.dpi": 72, "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlepad": 8}
+    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 72, "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlepad": 8})
     return plt.subplots(*shape, figsize=(WIDTH, height), layout="constrained", **options)
 
 
