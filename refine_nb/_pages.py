@@ -1,6 +1,7 @@
-"What result pages share: sentences with computed numbers, tables that fold, and figures in which a control looks like one"
+"What result pages share: sentences with computed numbers, tables that fold, figures in which a control looks like one"
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import cycle
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -13,6 +14,7 @@ from .plots import band, spread, summary_table, theme, words
 ROWS = 12  # of a table before it folds
 WIDTH = 7.5  # inches of a figure: at 96 pixels an inch, the column of the site
 OTHERS = ("#0173b2", "#029e73", "#cc78bc", "#56b4e9", "#ca9161", "#de8f05", "#949494")  # colours of methods' curves
+DPI = 72  # JupyterLab draws twice as many
 METHOD, CONTROL = "#0173b2", "#c44e00"  # colours; shapes differ too
 
 
@@ -100,7 +102,8 @@ def figure(
 ) -> tuple:
     "A figure as wide as the column, its text at nine points; figure and axes"
     theme()
-    plt.rcParams.update({"figure.dpi": 72, "savefig.dpi": 72, "font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlepad": 8})
+    sizes = {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlepad": 8}
+    plt.rcParams.update({"figure.dpi": DPI, "savefig.dpi": DPI, **sizes})
     return plt.subplots(*shape, figsize=(WIDTH, height), layout="constrained", **options)
 
 
@@ -134,7 +137,7 @@ def draw_arms(
     order: Sequence[str] = (),  # of the arms from above; by their means otherwise, largest first
     label: str = "",  # of the axis
 ) -> None:
-    "A line an arm: a small circle for each random seed, the mean and its interval; diamonds are methods, squares are controls"
+    "An arm a line: a circle a random seed, the mean and its interval; diamonds are methods, squares are controls"
     values = table.assign(**{y: scale * table[y]})
     means = values.groupby(by)[y].mean().sort_values(ascending=False)
     names = list(order) if len(order) else list(means.index)
@@ -146,8 +149,10 @@ def draw_arms(
         ax.plot(np.clip([row["low"], row["high"]], *bounds), [place] * 2, color=mark["color"], linewidth=2, zorder=3)
         ax.plot(row["mean"], place, **mark, markersize=5.5, zorder=5)
         runs = values.loc[values[by] == name, y]
-        ax.scatter(runs, [place + 0.25] * len(runs), s=12, facecolor="white", edgecolor=mark["color"], linewidth=0.8, zorder=4)
-        ax.annotate(number(row["mean"], digits), (1.01, place), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9, annotation_clip=False)
+        circles = dict(s=12, facecolor="white", edgecolor=mark["color"], linewidth=0.8, zorder=4)
+        ax.scatter(runs, [place + 0.25] * len(runs), **circles)
+        right = dict(xycoords=ax.get_yaxis_transform(), va="center", fontsize=9, annotation_clip=False)
+        ax.annotate(number(row["mean"], digits), (1.01, place), **right)
     ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label or words(y))
     ax.grid(axis="x", color="0.92", zorder=0)
     ax.tick_params(axis="y", length=0)
@@ -158,8 +163,9 @@ def key(
     **where: object,  # options of `Axes.legend`
 ) -> None:
     "Says which mark is which"
-    marks = [plt.Line2D([], [], linestyle="", markersize=5.5, label=name, **_mark(name == "control")) for name in ("method", "control")]
-    seed = plt.Line2D([], [], linestyle="", marker="o", markersize=4, markerfacecolor="white", markeredgecolor="0.3", label="one random seed")
+    mark = lambda label, **how: plt.Line2D([], [], linestyle="", label=label, **how)
+    marks = [mark(name, markersize=5.5, **_mark(name == "control")) for name in ("method", "control")]
+    seed = mark("one random seed", marker="o", markersize=4, markerfacecolor="white", markeredgecolor="0.3")
     ax.legend(handles=[*marks, seed], frameon=False, fontsize=8.5, **where)
 
 
@@ -172,19 +178,21 @@ def draw_curves(
     scale: float = 1,
     bounds: tuple[float, float] = (-np.inf, np.inf),
     by: str = "arm",
+    colours: Mapping[str, str] = {},  # of arms that should have the same one in several panels
     names: bool = True,  # at the ends of the lines
 ) -> None:
     "Thin lines are random seeds, thick ones means with their band; controls are dashed, with squares"
     table, ends = curves.dropna(subset=[y]).assign(**{y: lambda t: scale * t[y]}), {}
-    colours = iter(OTHERS)
+    free, greys = cycle(OTHERS), cycle((CONTROL, "0.25", "0.55"))
     for name, group in table.groupby(by, sort=False):
         control = name in controls
-        colour = CONTROL if control and CONTROL not in [e[2] for e in ends.values()] else "0.25" if control else next(colours)
+        colour = colours.get(name) or next(greys if control else free)
         for _, run in group.groupby("id"): ax.plot(run[x], run[y], color=colour, alpha=0.3, linewidth=0.7)
         mean = band(group, x, y, "id")
         ax.plot(mean.index, mean["mean"], color=colour, linewidth=1.8, linestyle="--" if control else "-",
                 marker="s" if control else "D", markersize=4, markevery=max(1, len(mean) // 6))
-        ax.fill_between(mean.index, mean["low"].clip(*bounds), mean["high"].clip(*bounds), color=colour, alpha=0.15, linewidth=0)
+        low, high = (mean[edge].clip(*bounds) for edge in ("low", "high"))
+        ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         ends[name] = (mean.index[-1], mean["mean"].iloc[-1], colour)
     ax.set(xlabel=words(x), ylabel=words(y))
     if names: _name_ends(ax, ends)
@@ -194,6 +202,8 @@ def _name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     "Each line's name to the right of the axes, in its colour"
     low, high = ax.get_ylim()
     gap = 15 / (ax.get_window_extent().height * 72 / ax.figure.dpi) * (high - low)
-    for (name, (x, y, colour)), at in zip(ends.items(), spread([e[1] for e in ends.values()], gap)):
-        ax.annotate(name, (x, y), (1.02, at), textcoords=ax.get_yaxis_transform(), va="center", color=colour, fontsize=9,
-                    annotation_clip=False, arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.5})
+    places = spread([y for _, y, _ in ends.values()], gap)
+    for (name, (x, y, colour)), at in zip(ends.items(), places):
+        line = dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.5)
+        how = dict(textcoords=ax.get_yaxis_transform(), va="center", color=colour, fontsize=9, arrowprops=line)
+        ax.annotate(name, (x, y), (1.02, at), annotation_clip=False, **how)
