@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LookaheadWindows', 'split_window', 'AdaptiveLayer', 'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin',
-           'next_token', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
+           'next_token_loss', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
 import math
@@ -20,7 +20,7 @@ from ._attention import Ahead, Cache, Text, Tree
 from ._errors import unknown_name
 from .data import Windows
 from .evaluation import eval_mode
-from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
+from .gpt import Block, ContextualGPT, GPTConfig, Linear, sample_next, init_weights
 from .prefix import tree_mask
 from .train import cross_entropy
 
@@ -167,7 +167,7 @@ def standard_twin(
     return model
 
 # %% ../nbs/17_confidence.ipynb #c12next
-def next_token(
+def next_token_loss(
     model: ContextualGPT,
     batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b"], Int[Tensor, "b"]],  # from `LookaheadWindows`
 ) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
@@ -279,7 +279,7 @@ def _everywhere(model, cfg, batch, heard, generator):
     pred = model.confidence_predictor(hid.detach() if cfg.detach else hid)[..., 0]
     nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(pred)
     if cfg.form == "shifted": return pred, pred[:, :-1], nll[:, 1:].detach(), nll.mean()
-    branch = y if cfg.target == "teacher" else choose(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
+    branch = y if cfg.target == "teacher" else sample_next(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
     if cfg.form == "branch": ahead = branch_ahead(model, text, branch, pred.detach())
     else: ahead = _mask_ahead(model, ids, branch, pred.detach(), heard)
     actual = F.cross_entropy(ahead.flatten(0, 1), after.flatten(), reduction="none").view_as(pred)
@@ -290,7 +290,7 @@ def _check_lookahead(model, batch, form):
     "Raises before anything is computed"
     if not isinstance(model, ConfidenceAwareGPT):
         raise TypeError(f"the look-ahead needs a ConfidenceAwareGPT, not a {type(model).__name__}: "
-                        "train a plain model with `next_token`")
+                        "train a plain model with `next_token_loss`")
     parts = batch if isinstance(batch, (tuple, list)) and len(batch) == 3 else [torch.empty(())]
     if parts[0].ndim != 2 or any(part.shape != parts[0].shape[:1] for part in parts[1:]):
         raise ValueError("a batch is (tokens_t (b, t), tokens_t_plus_1 (b,), tokens_t_plus_2 (b,)); this one lacks the "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UnknownCharacter', 'CharVocab', 'Corpus', 'read_text', 'MarkovSource', 'markov', 'load_corpus', 'split_ids',
-           'Windows', 'eval_windows', 'Supervised', 'supervised']
+           'Windows', 'eval_windows', 'InputsTargets', 'inputs_targets']
 
 # %% ../nbs/01_data.ipynb #81f54fdb
 import hashlib
@@ -370,17 +370,17 @@ def eval_windows(
     return ids.unfold(0, context + ahead, context)
 
 # %% ../nbs/01_data.ipynb #d01inoutc
-class Supervised(NamedTuple):
+class InputsTargets(NamedTuple):
     "Inputs, and what their last s positions have to say"
 
     ids: Int[Tensor, "b t"]
     target: Int[Tensor, "b s"]
 
 
-def supervised(
-    batch: Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | Supervised,  # windows, or problems
-) -> Supervised:  # every next character of a text; the completion only of a problem
+def inputs_targets(
+    batch: Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | InputsTargets,  # windows, or problems
+) -> InputsTargets:  # every next character of a text; the completion only of a problem
     "Inputs and targets of a batch: windows of a text, prompts and completions, or what they become"
-    if isinstance(batch, Supervised): return batch
-    if isinstance(batch, Tensor): return Supervised(batch[:, :-1], batch[:, 1:])
-    return Supervised(torch.cat(batch, 1)[:, :-1], batch[1])
+    if isinstance(batch, InputsTargets): return batch
+    if isinstance(batch, Tensor): return InputsTargets(batch[:, :-1], batch[:, 1:])
+    return InputsTargets(torch.cat(batch, 1)[:, :-1], batch[1])
