@@ -93,9 +93,9 @@ def rerun(
     workers: Annotated[Optional[int], typer.Option(help="Runs at a time. Without it: one per core.")] = None,
 ):
     "Run recorded rows again on this machine; prints recorded, here, difference, and what was to be expected."
-    from refine_nb.rerun import rerun as again, shown
+    from refine_nb.rerun import rerun as again, rerun_text
     with refusing(): table = again(file, named(where), workers)
-    typer.echo(shown(table))
+    typer.echo(rerun_text(table))
     if table["expected"].str.startswith("DIFFERS").any(): raise typer.Exit(1)
 
 
@@ -105,8 +105,8 @@ def merge(
     others: Annotated[Optional[list[Path]], typer.Argument(help="results/NAME of other machines.")] = None,
 ):
     "Join the tables of one sweep, from other machines or from the two sides of a conflict: one row a question."
-    from refine_nb.tables import join
-    with refusing(): before, now = join(folder, others or [])
+    from refine_nb.tables import join_tables
+    with refusing(): before, now = join_tables(folder, others or [])
     typer.echo(f"{folder}: {now} rows, {now - before} more than before")
 
 
@@ -144,7 +144,7 @@ def verify(
         if states: return typer.echo(library.count_states(root))
         if check: return refuse_changed(library.changed_rows(root))
         made = library.verify(sweeps or (), root, changed_since, again, workers)
-    typer.echo(library.summary(made))
+    typer.echo(library.certificate_summary(made))
     if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ._files import FileError, conflict_line, json_digest, read_text, write_atomic
 from ._project import git, git_bytes
-from .cards import DECIDES, card_hash, read_card
+from .cards import _DECIDING_FIELDS, card_hash, read_card
 from .parameters import ParameterError, Parameters, from_text, read_parameters, read_yaml, resolve
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
@@ -173,7 +173,7 @@ def changes(
     new: Mapping[str, object],  # the next one
 ) -> str:
     "What changed between two versions, in words"
-    a, b = (_leaves({k: c[k] for k in DECIDES if c.get(k)}) for c in (old, new))
+    a, b = (_leaves({k: c[k] for k in _DECIDING_FIELDS if c.get(k)}) for c in (old, new))
     names = [n for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
     first = sorted(n for n in names if n != "rule.pilot" and n.startswith(("metric", "rule")))
     rest = [n for n in names if n not in first and n != "rule.pilot"]

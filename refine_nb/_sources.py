@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ._errors import unknown_name
 from .cards import CardError
-from .parameters import ParameterError, strict_yaml
+from .parameters import ParameterError, parse_yaml
 
 STATES = ("present", "partly", "missing")
 OPPOSITE = {"reproduced": "refuted", "refuted": "reproduced"}
@@ -24,7 +24,7 @@ def read_sources(
     cards: Mapping[str, str], # id → verdict of every card
 ) -> dict[str, dict]:
     "letter → title, systems, claims, contradictions; refused where a number is double or a card is unknown"
-    try: sources = strict_yaml(path.read_text(encoding="utf-8"), str(path))
+    try: sources = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     entries = [e for s in sources.values() for e in (*s["systems"], *s["claims"])]
     twice = [n for n, count in Counter(e["number"] for e in entries).items() if count > 1]

@@ -100,7 +100,7 @@ class Countdown(Task):
             found = next(filter(None, (_solve(pool, target, depth) for depth in range(1, len(numbers)))), None)
         if found: return Item(prompt, tuple(found[0]), found[1])
         form = f"{self.length} numbers in ascending order, '>' and a number they can be combined to, then '='"
-        raise self.no_prompt(prompt, form)
+        raise self.refusal(prompt, form)
 
     def _read(self, prompt):
         numbers, _, target = prompt[:-1].partition(">")
@@ -214,7 +214,7 @@ class WordProblems(Task):
         if right: return WordItem(prompt, tuple(steps), str(value))
         form = (f"'{_NAMES[0]} has 12 {_THINGS[0]}.', {self.length} events in whole numbers such as "
                 f"'Ann {_EVENTS['+'].format(5)}.', and the question how many there are now")
-        raise self.no_prompt(prompt, form)
+        raise self.refusal(prompt, form)
 
 # %% ../nbs/12_benchmark_tasks.ipynb #b12choice
 def choice_prompt(
@@ -257,7 +257,7 @@ class MultipleChoice(Task):
             return Item(prompt, tuple(order[:place]), "ABCD"[choices.index(order[place - 1])])
         form = (f"{self.length} comparisons 'Ann is taller than Ben.' in alphabetical order that make one order, "
                 "the question who is number n in it, and four choices in alphabetical order")
-        raise self.no_prompt(prompt, form)
+        raise self.refusal(prompt, form)
 
 # %% ../nbs/12_benchmark_tasks.ipynb #t07realc
 def _rows(rows, subset, split, columns):

@@ -213,7 +213,7 @@ class _Run:
     objective: ThoughtRL
     questions: list[Item]  # one half for validations, the other for the last judgement
     validator: Callable[[Evidence], Report] | None
-    forgive: bool
+    waive: bool
     batch: int
     seed: int
     rows: list[dict] = field(default_factory=list)
@@ -253,12 +253,12 @@ class _Run:
 
 # %% ../nbs/27_pipeline.ipynb #pl7
 def _watch(run: _Run, episodes: int, between: int, start: Report) -> TheaterWatch:
-    "Validation and tests as often as described; tests that the warm start fails are forgiven until they are passed"
+    "Validation and tests as often as described; tests that the warm start fails are waived until they are passed"
     never_passed = lambda name: all(row.get(waiver_metric(name), 1) for row in run.rows)
-    forgiven = [n for n in start.decided_failures if run.forgive and never_passed(n)]
+    waived = [n for n in start.decided_failures if run.waive and never_passed(n)]
     return TheaterWatch(
         run.judge, run.objective, run.batch, between, every=min(1000, max(1, episodes // 10)),
-        validator=run.validator and run.test, keep=run.keep, last=episodes, forgiven=forgiven)
+        validator=run.validator and run.test, keep=run.keep, last=episodes, waived=waived)
 
 
 def _train(run: _Run, batches: Iterator, training: TrainConfig, watch: TheaterWatch, callbacks: tuple, **more) -> bool:
@@ -294,15 +294,15 @@ def _judge_last_state(run: _Run, watch: TheaterWatch, start: Report) -> None:
     "Keep the state at the end, unless it fails now"
     try:
         if run.validator:
-            if run.forgive:
+            if run.waive:
                 failed = run.test(run.judge(run.reference, last=True)[1]).decided_failures  # on these questions
-                watch.forgiven = [n for n in failed if n in watch.forgiven or n not in start.decided_failures]
+                watch.waived = [n for n in failed if n in watch.waived or n not in start.decided_failures]
             watch.check(run.test(run.judge(run.model, last=True)[1]), run.objective.episodes)
         run.keep(run.model)
     except TheaterFound as why: run.stopped = "; ".join(filter(None, (run.stopped, str(why))))
 
 
-def _finish(run: _Run, start: Report, forgiven: Sequence[str]) -> ReinforcementResult:
+def _finish(run: _Run, start: Report, waived: Sequence[str]) -> ReinforcementResult:
     "Judge the saved model, log, and return it"
     kept = load_thinking_model(run.good)[0].to(run.model.position.weight.device)
     if run.stopped and all(torch.equal(p, q) for p, q in zip(kept.parameters(), run.reference.parameters())):
@@ -311,7 +311,7 @@ def _finish(run: _Run, start: Report, forgiven: Sequence[str]) -> ReinforcementR
     report = run.test(evidence)
     tests = {name: {test: jsonable(f._asdict()) for test, f in found._asdict().items()}
              for name, found in (("report", report), ("start", start))}
-    run.log(final=jsonable(final), forgiven=list(forgiven), **tests)
+    run.log(final=jsonable(final), forgiven=list(waived), **tests)
     return ReinforcementResult(kept, run.rows, final, report, run.stopped, start)
 
 
@@ -336,7 +336,7 @@ def run_reinforcement(
     validate_every: int = 100,  # episodes; at most a tenth of the run
     optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,  # model → optimizer; AdamW by default
     validator: Callable[[Evidence], Report] | None = AntiTheaterValidator(),  # a run that goes on asks it again
-    forgive: bool = True,  # a test that the warm start fails itself stops nothing until it is passed
+    waive: bool = True,  # a test that the warm start fails itself stops nothing until it is passed
     callbacks: tuple = (),  # called with each row
     seed: int = 0,  # of questions and draws
     device: str | None = None,  # where the warm start is, without it; a file is read to the CPU
@@ -354,7 +354,7 @@ def run_reinforcement(
     training = replace(training, eval_every=1)  # the watch knows when it is time
     optim = (optimizer or (lambda m: adamw(m, training)))(model)
     run = _Run(
-        folder, task, problems, thoughts, model, reference, objective, questions, validator, forgive, batch, seed)
+        folder, task, problems, thoughts, model, reference, objective, questions, validator, waive, batch, seed)
     settings = _settings(run, cfg, training, items, between, baked, optim)
     batches = ProblemBatches(problems, batch, seed, fits, width=room)
     with _owned_folder(folder, settings):
@@ -364,7 +364,7 @@ def run_reinforcement(
         watch = _watch(run, training.steps * batch, between, start)
         if _train(run, batches, training, watch, callbacks, optimizer=optim, progress=progress):
             _judge_last_state(run, watch, start)
-        return _finish(run, start, watch.forgiven)
+        return _finish(run, start, watch.waived)
 
 # %% ../nbs/27_pipeline.ipynb #pl10
 def _check_request(batch: int, items: int, validate_every: int, training: TrainConfig) -> None:
@@ -388,7 +388,7 @@ def _settings(
         validator = getattr(validator, "thresholds", name)
     weights = save({k: v.cpu().contiguous() for k, v in baked.state_dict().items()})
     return dict(
-        task=run.task, thoughts=asdict(run.thoughts), cfg=asdict(cfg), forgive=run.forgive, validator=validator,
+        task=run.task, thoughts=asdict(run.thoughts), cfg=asdict(cfg), waive=run.waive, validator=validator,
         training=asdict(replace(training, checkpoint_every=1)), batch=run.batch, items=items,
         validate_every=between, seed=run.seed, warm_start=hashlib.sha256(weights).hexdigest(),
         optimizer=_optimizer_settings(optim))

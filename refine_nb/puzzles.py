@@ -57,7 +57,7 @@ class S5(Task):
         well_formed = prompt[-1:] == "=" and sorted(state) == list("abcde") and set(word) <= set(_GENERATORS)
         if not well_formed or not self.fits(len(word)):
             form = f"the letters a to e in any order, {self.length} of {' '.join(_GENERATORS)}, then '='"
-            raise self.no_prompt(prompt, form)
+            raise self.refusal(prompt, form)
         for name in word:
             state = _NEXT[name][state]
             steps.append(state)
@@ -101,7 +101,7 @@ class PointerChasing(Task):
         if prompt[-1:] != "=" or not one_cycle or last[1:] not in map(str, range(self.span[0], self.span[1] + 1)):
             form = (f"pairs such as ab in alphabetical order, which lead through {names} in one cycle, "
                     f"then a start with the number of hops ({self.length}) and '='")
-            raise self.no_prompt(prompt, form)
+            raise self.refusal(prompt, form)
         steps = path[1 : 1 + int(last[1:])]
         return Item(prompt, tuple(steps), steps[-1])
 
@@ -187,7 +187,7 @@ class Sudoku(Task):
         blanks, well_formed = prompt.count("."), re.fullmatch("[1-4.]{16}=", prompt)
         if not well_formed or not self.fits(blanks) or len(found := sudoku_solutions(prompt[:-1])) != 1:
             form = f"sixteen cells of 1 to 4 or a dot, {self.length} of them dots, with exactly one solution, then '='"
-            raise self.no_prompt(prompt, form)
+            raise self.refusal(prompt, form)
         grid, steps = list(prompt[:-1]), []
         for _ in range(blanks):
             options = {i: set("1234") - {grid[j] for j in _peers(i)} for i in range(16) if grid[i] == "."}
@@ -270,7 +270,7 @@ class Maze(Task):
         if not well_formed or found.get(goal, (0, 0))[1] != 1 or not self.fits(found[goal][0]):
             form = (f"{self.side} rows of {self.side} cells # or . without a break, one S, one G "
                     f"and one shortest path of {self.length} moves between them, then '='")
-            raise self.no_prompt(prompt, form)
+            raise self.refusal(prompt, form)
         path, steps, marked = goal, [], list(cells)
         while path != start:
             before = (found[path][0] - 1,)
@@ -298,7 +298,7 @@ class Addition(Task):
         a, _, b = prompt[:-1].partition("+")
         well_formed = re.fullmatch("[1-9][0-9]*[+][1-9][0-9]*=", prompt)
         if not well_formed or len(a) != len(b) or not self.fits(len(a)):
-            raise self.no_prompt(prompt, f"two numbers of {self.length} digits with + between them, then '='")
+            raise self.refusal(prompt, f"two numbers of {self.length} digits with + between them, then '='")
         steps, carry = [], "0"
         for x, y in zip(reversed(a), reversed(b)):
             steps.append(f"{int(x) + int(y) + int(carry):02d}")

@@ -107,7 +107,7 @@ class Task:
         "Whether a problem of this length belongs here"
         return self.span[0] <= length <= self.span[1]
 
-    def no_prompt(self, prompt: str, form: str) -> ValueError:
+    def refusal(self, prompt: str, form: str) -> ValueError:
         "The refusal of a prompt that has not this form"
         return ValueError(f"{prompt!r} is no prompt of {self}: {form}")
 
@@ -176,7 +176,7 @@ class ChainedArithmetic(Task):
         well_formed = prompt[-1:] == "=" and re.fullmatch("[0-9]{2}", start) and set(chain) <= set(_OPERATIONS)
         if not well_formed or not self.fits(len(chain)):
             form = f"two digits, {self.length} times + or − and a digit from 1 or * and 3, 7 or 9, then '='"
-            raise self.no_prompt(prompt, form)
+            raise self.refusal(prompt, form)
         value, steps = int(start), []
         for sign, digit in chain:
             value = (value * int(digit) if sign == "*" else value + int(sign + digit)) % 100

@@ -125,9 +125,9 @@ class CoherenceScorer:
         likely = ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1)
         gain = answer_logp(trunk, found, answer, self.end) - direct_logp(trunk, answer)[:, None]
         predictive = (gain / answer_mask(answer).sum(-1, keepdim=True)).sigmoid()
-        return Coherence(self.alike(model, prompt, found), likely, predictive)
+        return Coherence(self.similarity(model, prompt, found), likely, predictive)
 
-    def alike(
+    def similarity(
         self,
         model: ContextualGPT,
         prompt: Int[Tensor, "b t"],

@@ -137,7 +137,7 @@ def advantage(
 
 # %% ../nbs/24_thought_rl.ipynb #rl5
 @patch
-def note(self: ThoughtRL, flat: Bool[Tensor, "b"], reward: Float[Tensor, "b g"], n: int) -> None:
+def count_episodes(self: ThoughtRL, flat: Bool[Tensor, "b"], reward: Float[Tensor, "b g"], n: int) -> None:
     "Count n episodes; raises `NothingToLearn` after too many updates without a varying reward"
     self.flat_updates = self.flat_updates + 1 if bool(flat.all()) else 0
     self.episodes += n
@@ -219,7 +219,7 @@ def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor
         if self.cfg.beta: loss = loss + self.cfg.beta * penalty
         if penalty is not kl: logged["rl/kl_penalty"] = penalty.item()
     tens = self.episodes // 10
-    self.note(flat, reward, len(prompt))
+    self.count_episodes(flat, reward, len(prompt))
     if self.reference and self.episodes // 10 > tens:
         score = CoherenceScorer(self.reference, self.thoughts.end, self.task.vocab["\n"])
         first = Thoughts(*(x[:, :1] for x in found))  # of one thought a question

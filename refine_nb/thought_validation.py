@@ -107,7 +107,7 @@ class TheaterFound(RuntimeError):
 
 
 def waiver_metric(test: str) -> str:
-    "The name in the log of whether a test that the warm start failed is still forgiven, 1 or 0"
+    "The name in the log of whether a test that the warm start failed is still waived, 1 or 0"
     return f"rl/anti_theater_{test}_forgiven"
 
 
@@ -131,11 +131,11 @@ class TheaterWatch:
         validator: Callable[[Evidence], Report] | None,  # none: every state is good
         keep: Callable,  # called with a model whose state is good
         last: int,  # episodes in all: the state at the end is not kept here, it is judged once more
-        forgiven: Sequence[str] = (),  # tests that the warm start fails itself
+        waived: Sequence[str] = (),  # tests that the warm start fails itself
     ):
         self.judge, self.objective = judge, objective
         self.batch, self.between, self.every = batch, between, every
-        self.validator, self.keep, self.last, self.forgiven = validator, keep, last, forgiven
+        self.validator, self.keep, self.last, self.waived = validator, keep, last, waived
 
     def __call__(self, model: ContextualGPT) -> dict[str, float]:
         "The row of a validation, empty where none is due; raises `TheaterFound`"
@@ -159,11 +159,11 @@ class TheaterWatch:
         return next((e for e in earlier if self._due(e)), 0)
 
     def _tested(self, report: Report, now: int, row: dict[str, float]) -> dict[str, float]:
-        "The row with the tests' values; a test that was passed is forgiven no longer"
+        "The row with the tests' values; a test that was passed is waived no longer"
         row = row | {k: float(v) for k, v in report.metrics().items() if not math.isnan(v)}
         self.check(report, now, row)
-        row |= {waiver_metric(n): float(getattr(report, n).verdict != "pass") for n in self.forgiven}
-        self.forgiven = [n for n in self.forgiven if row[waiver_metric(n)]]
+        row |= {waiver_metric(n): float(getattr(report, n).verdict != "pass") for n in self.waived}
+        self.waived = [n for n in self.waived if row[waiver_metric(n)]]
         return row
 
     def check(
@@ -172,6 +172,6 @@ class TheaterWatch:
         episode: int,
         row: dict[str, float] | None = None,  # what the validation found
     ) -> None:
-        "Raise `TheaterFound` for what failed and is not forgiven"
-        names = [n for n in report.decided_failures if n not in self.forgiven]
+        "Raise `TheaterFound` for what failed and is not waived"
+        names = [n for n in report.decided_failures if n not in self.waived]
         if names: raise TheaterFound(report, names, episode, row)

@@ -307,9 +307,9 @@ def test_advantages(baseline):
 def test_rewards_that_never_vary_stop_the_run():
     objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0, patience=3))
     flat, reward = torch.ones(2, dtype=torch.bool), torch.zeros(2, 3)
-    objective.note(flat, reward, 2), objective.note(flat, reward, 2), objective.note(torch.tensor([True, False]), reward, 2)
-    objective.note(flat, reward, 2), objective.note(flat, reward, 2)
-    with pytest.raises(NothingToLearn, match="for 3 updates all 3 thoughts"): objective.note(flat, reward, 2)
+    objective.count_episodes(flat, reward, 2), objective.count_episodes(flat, reward, 2), objective.count_episodes(torch.tensor([True, False]), reward, 2)
+    objective.count_episodes(flat, reward, 2), objective.count_episodes(flat, reward, 2)
+    with pytest.raises(NothingToLearn, match="for 3 updates all 3 thoughts"): objective.count_episodes(flat, reward, 2)
     assert objective.episodes == 12
 
 
@@ -342,7 +342,7 @@ def test_semantic_coherence_is_the_angle_between_question_and_thought(turn, scor
             told = turn * own[:, None].expand(4, 3, 3).flatten(0, 1) + torch.tensor([2.0, 0, 5.0]) * (turn != 0) + own.roll(2, 0)[:, None].expand(4, 3, 3).flatten(0, 1) * (turn == 0)
             return torch.where(found.inside[..., 1:].flatten(0, 1)[..., None], told[:, None], torch.randn(*ids.shape, 3))
     found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
-    scored = CoherenceScorer(fresh(), END, STOP).alike(Model(fresh().cfg), prompt, found)
+    scored = CoherenceScorer(fresh(), END, STOP).similarity(Model(fresh().cfg), prompt, found)
     assert torch.allclose(scored, torch.tensor(score), atol=1e-6)
 
 
@@ -350,7 +350,7 @@ def test_semantic_coherence_without_anything_to_tell():
     "Empty thoughts, thoughts that are all alike and a question alone have one half; empty ones and padding before a question change nothing for the others"
     (prompt, *_), found, model = questions(7), written(fresh(), questions(7)[0]), fresh(std=0.1)
     found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
-    alike = lambda found, prompt=prompt: CoherenceScorer(model, END, STOP).alike(model, prompt, found)
+    alike = lambda found, prompt=prompt: CoherenceScorer(model, END, STOP).similarity(model, prompt, found)
     whole, empty = alike(found), found._replace(inside=found.inside & (torch.arange(3) > 0)[:, None])
     assert torch.equal(alike(empty)[:, 0], torch.full((7,), 0.5)) and torch.allclose(alike(empty)[:, 1:], alike(Thoughts(*(x[:, 1:] for x in found))), atol=1e-6) and (whole - 0.5).abs().min() > 1e-4
     same = found._replace(ids=found.ids[:1, :1].expand_as(found.ids))
@@ -359,7 +359,7 @@ def test_semantic_coherence_without_anything_to_tell():
         "Hidden states that are the symbols'"
         def hidden(self, ids, cache=None): return model.token(ids)
     plain = CoherenceScorer(model, END, STOP)
-    assert torch.allclose(plain.alike(Placeless(model.cfg), torch.nn.functional.pad(prompt, (2, 0), value=STOP), found), plain.alike(Placeless(model.cfg), prompt, found), atol=1e-6)
+    assert torch.allclose(plain.similarity(Placeless(model.cfg), torch.nn.functional.pad(prompt, (2, 0), value=STOP), found), plain.similarity(Placeless(model.cfg), prompt, found), atol=1e-6)
 
 
 def test_diversity():
@@ -464,9 +464,9 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
     assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
     always = lambda evidence: Report(PASSES, FAILS, PASSES)
     assert small(tmp_path / "always", trained, validator=always).stopped == "" and json.loads((tmp_path / "always/log.json").read_text())["forgiven"] == ["ablation"]
-    strict = small(tmp_path / "strict", trained, validator=always, forgive=False)
+    strict = small(tmp_path / "strict", trained, validator=always, waive=False)
     assert strict.stopped.startswith("after 4 episodes ablation decidedly failed") and strict.stopped.endswith("unchanged") and torch.equal(strict.model.token.weight, trained.token.weight)
-    with pytest.raises(ValueError, match="another run: forgive"): small(tmp_path / "always", trained, validator=always, forgive=False)
+    with pytest.raises(ValueError, match="another run: waive"): small(tmp_path / "always", trained, validator=always, waive=False)
 
 
 @pytest.mark.parametrize("verdict, stops", [("pass", True), ("undecided", False)])
@@ -507,8 +507,8 @@ def test_a_run_that_diverges_says_so(tmp_path, trained):
     assert all(p.isfinite().all() for p in load_thinking_model(tmp_path / "model.safetensors")[0].parameters())
 
 
-@pytest.mark.parametrize("forgive", [True, False])
-def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, forgive):
+@pytest.mark.parametrize("waive", [True, False])
+def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, waive):
     "What is judged before the trained state fails as well: the warm start on the same questions, or an earlier state"
     calls = []
     def validator(last):
@@ -517,9 +517,9 @@ def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, forgive):
             calls.append(evidence)
             return Report(PASSES, FAILS if len(calls) in last else PASSES, PASSES)
         return validate
-    assert not small(tmp_path / "a", trained, validator=validator([]), forgive=forgive).stopped
+    assert not small(tmp_path / "a", trained, validator=validator([]), waive=waive).stopped
     n = len(calls)  # the last one is about what was kept
-    assert ("ablation decidedly failed" in small(tmp_path / "b", trained, validator=validator([n - 2, n - 1]), forgive=forgive).stopped) != forgive
+    assert ("ablation decidedly failed" in small(tmp_path / "b", trained, validator=validator([n - 2, n - 1]), waive=waive).stopped) != waive
 
 
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
