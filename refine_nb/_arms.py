@@ -69,9 +69,9 @@ def arm_label(
 ) -> str:
     "The parameters in which the arms of a sweep differ"
     values = [arm_parameters(a.row) for a in arms]
-    own = arm_parameters(arm.row)
-    names = [n for n in own if len({v.get(n) for v in values}) > 1]
-    return " ".join(f"{n}={own[n]}" for n in names if own[n]) or "the only arm"
+    params = arm_parameters(arm.row)
+    names = [n for n in params if len({v.get(n) for v in values}) > 1]
+    return " ".join(f"{n}={params[n]}" for n in names if params[n]) or "the only arm"
 
 
 _CUTS = dict(steps=3, warm_steps=2, pre_steps=2, warm_items=200, characters=1920, repetitions=256)  # at most so many

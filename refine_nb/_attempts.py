@@ -136,7 +136,7 @@ def take_over(
     there = attempts_at(folder.parents[2], folder.parent.name)
     others = [p for p in there if p != folder and any((p / name).exists() for name in TAKEN_OVER)]
     # killed while it adopted: first, since what it took is missing in the one before
-    half, found = lambda p: not (p / "metrics.jsonl").exists(), False
+    half, taken = lambda p: not (p / "metrics.jsonl").exists(), False
     for other in sorted(others, key=lambda p: (half(p), _last_touched(p)), reverse=True):
         with dead_attempt(other, wait) as dead:
             if not dead: continue
@@ -145,9 +145,9 @@ def take_over(
                 continue
             _carry(other, folder)
             shutil.rmtree(other)
-        found = True
+        taken = True
         if (folder / "metrics.jsonl").exists(): break
-    return found
+    return taken
 
 
 def _carry(other: Path, folder: Path) -> None:
@@ -160,9 +160,9 @@ def _carry(other: Path, folder: Path) -> None:
 
 def _of_other_code(attempt: Path, code: str | None) -> bool:
     "Whether a dead attempt does not say that it ran this code"
-    try: said = json.loads((attempt / "start.json").read_bytes()).get("code")
-    except (FileNotFoundError, ValueError): said = None
-    return code is not None and said != code
+    try: recorded = json.loads((attempt / "start.json").read_bytes()).get("code")
+    except (FileNotFoundError, ValueError): recorded = None
+    return code is not None and recorded != code
 
 
 def _last_touched(folder: Path) -> float:

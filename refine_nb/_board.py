@@ -57,8 +57,8 @@ def row_states(
     states: Mapping[str, str],   # row id → current, verified, unverified, changed
 ) -> str:
     "How many rows are behind a verdict, and what is known of them today"
-    found = [states[id] for id in v.rows if id in states]
-    return ", ".join(f"{found.count(s)} {s}" for s in sorted(set(found))) or str(len(v.rows) or "—")
+    known_states = [states[id] for id in v.rows if id in states]
+    return ", ".join(f"{known_states.count(s)} {s}" for s in sorted(set(known_states))) or str(len(v.rows) or "—")
 
 
 def _table_row(
@@ -100,8 +100,8 @@ def counts(
         these = [v for v in verdicts if v.verdict == word]
         basis = [sum(v.basis == b for v in these) for b in ("predicted", "confirmed")]
         tried = [v for v in these if kept(v) != "—"]
-        held = f"{sum(v.holm <= 0.05 for v in tried)} of {len(tried)}" if tried else "—"
-        lines.append(f"| {word} | {len(these)} | {basis[0]} | {basis[1]} | {held} |")
+        by_holm = f"{sum(v.holm <= 0.05 for v in tried)} of {len(tried)}" if tried else "—"
+        lines.append(f"| {word} | {len(these)} | {basis[0]} | {basis[1]} | {by_holm} |")
     return "\n".join(lines)
 
 

@@ -22,8 +22,8 @@ def select_rows(
 ):
     "Rows of one arm, indexed by random seed: one per seed, every parameter pinned"
     wanted, lists = (card.get("scope") or {}) | (where or {}), table["parameters"].tolist()
-    own = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
-    names, chosen = {n for p in own for n in p.split()}, range(len(table))
+    free = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
+    names, chosen = {n for p in free for n in p.split()}, range(len(table))
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {unknown_name('parameter', name, sorted(names))}")
         column = table[name].tolist()
@@ -31,7 +31,7 @@ def select_rows(
         if not fits:
             raise Undecided(f"no run yet: {unknown_name(name, value, map(str, table[name].dropna().unique()))}")
         chosen = [i for i in chosen if i in fits]
-    chosen = _pinned(table, [(i, own[lists[i]]) for i in chosen], card, wanted)
+    chosen = _pinned(table, [(i, free[lists[i]]) for i in chosen], card, wanted)
     if "seed" not in names: return table.iloc[chosen]
     seeds = table["seed"].tolist()
     chosen = sorted(chosen, key=lambda i: seeds[i])
@@ -40,18 +40,18 @@ def select_rows(
     return table.iloc[chosen].set_index("seed", drop=False)
 
 
-def _pinned(table, found: list[tuple[int, set[str]]], card: Mapping, wanted: Mapping[str, object]) -> list[int]:
+def _pinned(table, candidates: list[tuple[int, set[str]]], card: Mapping, wanted: Mapping[str, object]) -> list[int]:
     "Of rows with the parameters that nobody named, those that have none; refused where all have one"
-    values = {n: [] for n in set().union(*(names for _, names in found))}
+    values = {n: [] for n in set().union(*(names for _, names in candidates))}
     for name, column in values.items():
         there = table[name].tolist()
-        column += [there[i] for i, names in found if name in names]
+        column += [there[i] for i, names in candidates if name in names]
     free = {n for n, column in values.items() if not all(str(v).startswith("run:") for v in column)}
-    rest = [i for i, names in found if not names & free]
-    if found and not rest:
+    rest = [i for i, names in candidates if not names & free]
+    if candidates and not rest:
         there = ", ".join(f"{n} {list(dict.fromkeys(values[n]))[:3]}" for n in sorted(free))
         raise CardError(f"{card['id']}: scope and arm leave open which {', '.join(sorted(free))} is meant: "
-                        f"{dict(wanted)} fits {len(found)} runs; name each of them (there is {there})")
+                        f"{dict(wanted)} fits {len(candidates)} runs; name each of them (there is {there})")
     return rest
 
 
@@ -94,11 +94,11 @@ def checked_values(
     if (rows["status"] != "ok").any(): raise Undecided(f"{(rows['status'] != 'ok').sum()} of {len(rows)} runs diverged")
     if rows[metric].isna().any():
         raise Undecided(f"{rows[metric].isna().sum()} of {len(rows)} runs have no finite {metric}")
-    known = rows["deterministic"].astype(bool)
-    if fixed and not known.all():
+    exact = rows["deterministic"].astype(bool)
+    if fixed and not exact.all():
         raise CardError(f"{card['id']}: test {test} is for deterministic methods; "
                         "these runs depend on their random seed")
-    if not fixed and known.any():
+    if not fixed and exact.any():
         raise CardError(f"{card['id']}: these runs are deterministic, random seeds are no evidence: "
                         "test exact or windows, as a control against_fixed")
     if fixed and rows[metric].nunique() > 1:
@@ -132,9 +132,9 @@ def seed_values(
         raise CardError(f"{card['id']}: more than one run with the random seed {twice}")
     missing = [s for s in seeds if s not in rows.index]
     if len(rows) and missing and not rows["deterministic"].astype(bool).all():
-        asked = ", ".join(map(str, seeds)) if rule.get("seeds") else f"0 … {rule['n'] - 1}"
+        wanted = ", ".join(map(str, seeds)) if rule.get("seeds") else f"0 … {rule['n'] - 1}"
         verb = "is" if len(missing) == 1 else "are"
-        raise Undecided(f"of the random seeds {asked}, {', '.join(map(str, missing))} {verb} missing")
+        raise Undecided(f"of the random seeds {wanted}, {', '.join(map(str, missing))} {verb} missing")
     return checked_values(rows[rows.index.isin(seeds)], card, False)[card["metric"]]
 
 

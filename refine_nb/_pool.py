@@ -122,20 +122,20 @@ def publish_or_record_failure(
     "Publish what was asked for, keep what failed: (outcome, text)"
     runs, record = Path(spec["runs"]), folder / "record.json"
     if not record.exists():
-        said = str(error or "the notebook ended without run.finish")
-        return "failed", record_failure(runs, spec["id"], said, folder)
-    found = json.loads(record.read_text(encoding="utf-8"))
-    wrong = request_mismatch(spec, found)
+        reason = str(error or "the notebook ended without run.finish")
+        return "failed", record_failure(runs, spec["id"], reason, folder)
+    finished = json.loads(record.read_text(encoding="utf-8"))
+    wrong = request_mismatch(spec, finished)
     if wrong: return "failed", record_failure(runs, spec["id"], wrong, folder, resume=False)
     fsync_tree(folder)
-    write_atomic(folder / "run.json", json.dumps(found, indent=1))
+    write_atomic(folder / "run.json", json.dumps(finished, indent=1))
     record.unlink()
     if not publish(folder, runs / spec["id"]):
         shutil.rmtree(folder)
         return "already", "another attempt was first"
     shutil.rmtree(runs / ".failed" / spec["id"], ignore_errors=True)
-    if error and found["status"] == "ok": return "ok", _last_line(error) + " (after run.finish: the result stands)"
-    return found["status"], found["error"] or ""
+    if error and finished["status"] == "ok": return "ok", _last_line(error) + " (after run.finish: the result stands)"
+    return finished["status"], finished["error"] or ""
 
 
 def _last_line(error: BaseException) -> str:
@@ -194,8 +194,8 @@ class Worker:
         "Start the process, and wait until it can work"
         self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=init_worker, initargs=(os.getpid(),))
         resource_tracker.ensure_running()  # of multiprocessing; its start would let Ctrl-C through
-        with sigint_blocked(): asked = self.pool.submit(os.getpid)
-        self.pid = asked.result()
+        with sigint_blocked(): answer = self.pool.submit(os.getpid)
+        self.pid = answer.result()
 
     def submit(self,
         call,        # a function at the top level of a module

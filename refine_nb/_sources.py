@@ -82,10 +82,10 @@ def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
     claims = [["", "claim", "verdict", "cards and notes"], ["---"] * 4, *judged]
     named = [[e["number"], e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
-    said = "\n".join(f"- {c}" for c in source["contradictions"])
+    points = "\n".join(f"- {c}" for c in source["contradictions"])
     return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(_row, claims)),
                         _fold(f"{len(named)} systems", "\n".join(map(_row, systems))),
-                        _fold(f"{len(source['contradictions'])} contradictions", said)])
+                        _fold(f"{len(source['contradictions'])} contradictions", points)])
 
 
 def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:

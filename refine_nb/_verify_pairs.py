@@ -157,8 +157,8 @@ def results_of(
     "arm id → what came of it"
     lines = (folder / "out").read_text(encoding="utf-8").splitlines()
     done = {r["name"]: r for r in map(json.loads, lines)}
-    said = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    lost = no_result(f"it did not run: {said[-1] if said else 'the process died'}")
+    errors = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lost = no_result(f"it did not run: {errors[-1] if errors else 'the process died'}")
     return {id: done.get(name, lost) for id, name in names.items()}
 
 

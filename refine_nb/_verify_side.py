@@ -145,7 +145,7 @@ class Side:
         error = None
         try: self.run_cells(params)
         except FloatingPointError as diverged: self.note_divergence(diverged)
-        except BaseException as raised: error = self.told(raised)
+        except BaseException as raised: error = self.error_text(raised)
         self.watch.disable()
         modules = sorted(n.partition(".")[2] for n in sys.modules if n.startswith("refine_nb."))
         result = {"error": error, "entered": entered(self.watch, self.package), "modules": modules}
@@ -158,10 +158,10 @@ class Side:
         for value in list(self.names.values()):
             if type(value).__name__ == "Run": value.diverged(error)
 
-    def told(self, error: BaseException) -> str:
+    def error_text(self, error: BaseException) -> str:
         "An error in words, with the place in the notebook or the library where it was raised"
-        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-        place = f" ({Path(own[-1].filename).name}, {own[-1].name})" if own else ""
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+        place = f" ({Path(frames[-1].filename).name}, {frames[-1].name})" if frames else ""
         return f"{type(error).__name__}: {error}{place}"
 
     def fork(self, name: str, params: dict, needs: dict[str, str]) -> dict:

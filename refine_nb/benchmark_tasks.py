@@ -34,13 +34,13 @@ def evaluate_expression(
     signs: bool = False,  # a number may have a sign, and // divides without a rest
 ) -> tuple[Fraction, list[str]]:  # its value; the numbers in it
     "An expression worked out exactly; raises `ValueError` for what is none and for a division by zero"
-    known = _BINARY | _SIGNS | {ast.FloorDiv: operator.floordiv} if signs else _BINARY
+    operators = _BINARY | _SIGNS | {ast.FloorDiv: operator.floordiv} if signs else _BINARY
 
     def value(node):
         match node:
             case ast.Constant(): return Fraction(str(node.value))
-            case ast.UnaryOp() if type(node.op) in known: return known[type(node.op)](value(node.operand))
-            case ast.BinOp() if type(node.op) in known: return known[type(node.op)](value(node.left), value(node.right))
+            case ast.UnaryOp() if type(node.op) in operators: return operators[type(node.op)](value(node.operand))
+            case ast.BinOp() if type(node.op) in operators: return operators[type(node.op)](value(node.left), value(node.right))
         raise ValueError(f"{expression!r} is no expression: numbers, + - * / and parentheses")
 
     try:
@@ -69,7 +69,7 @@ def _solve(pool, target, depth):
             if depth == 1 and value == target: return [step], formula[1:-1]
             if depth == 1: continue
             rest = [p for k, p in enumerate(pool) if k not in (i, j)]
-            if found := _solve([(value, formula), *rest], target, depth - 1): return [step, *found[0]], found[1]
+            if solution := _solve([(value, formula), *rest], target, depth - 1): return [step, *solution[0]], solution[1]
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,10 @@ class Countdown(Task):
     def item(self, prompt: str) -> Item:
         well_formed = re.fullmatch("[1-9][0-9]*( [1-9][0-9]*)*>[1-9][0-9]*=", prompt)
         numbers, target = self._read(prompt) if well_formed else ([], 0)
-        pool, found = [(x, str(x)) for x in numbers], None
+        pool, solution = [(x, str(x)) for x in numbers], None
         if self.fits(len(numbers)) and numbers == sorted(numbers):
-            found = next(filter(None, (_solve(pool, target, depth) for depth in range(1, len(numbers)))), None)
-        if found: return Item(prompt, tuple(found[0]), found[1])
+            solution = next(filter(None, (_solve(pool, target, depth) for depth in range(1, len(numbers)))), None)
+        if solution: return Item(prompt, tuple(solution[0]), solution[1])
         form = f"{self.length} numbers in ascending order, '>' and a number they can be combined to, then '='"
         raise self.refusal(prompt, form)
 

@@ -172,9 +172,9 @@ def evaluate_last_position(
     with eval_mode(model):
         for ids in windows.split(rows):
             text = ids[:, :-2]
-            heard = model.previous(text) if previous is None else None
-            if heard is None: heard = torch.full((*text.shape, 1), previous or 0.0, device=text.device)
-            parts.append(two_passes(model, heard, text, ids[:, -2], ids[:, -1], generator)[:2])
+            inputs = model.previous(text) if previous is None else None
+            if inputs is None: inputs = torch.full((*text.shape, 1), previous or 0.0, device=text.device)
+            parts.append(two_passes(model, inputs, text, ids[:, -2], ids[:, -1], generator)[:2])
     return {name: torch.cat(part).cpu() for name, part in zip(("head", "sampled"), zip(*parts))}
 
 # %% ../nbs/18_calibration.ipynb #cal18qual

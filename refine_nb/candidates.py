@@ -158,9 +158,9 @@ def _divisor(scale, reward, weight, share, mean, low, high, left_out, deviation=
     if scale == "probability":
         return ((share * reward).sum(-1, keepdim=True) + swapped * share * (high - reward)).clamp(min=1e-30)
     adv, best, worst, total = reward - mean, high - mean, low - mean, weight.sum(-1, keepdim=True)
-    own = swapped * weight / total
-    square = (weight * adv.square()).sum(-1, keepdim=True) / total + own * ((best.square() + worst.square()) / 2 - adv.square())
-    variance = square - (own * ((best + worst) / 2 - adv)).square()
+    of_itself = swapped * weight / total
+    square = (weight * adv.square()).sum(-1, keepdim=True) / total + of_itself * ((best.square() + worst.square()) / 2 - adv.square())
+    variance = square - (of_itself * ((best + worst) / 2 - adv)).square()
     if deviation == "population": return variance.sqrt().clamp(min=1e-30)
     return (variance / (1 - (weight / total).square().sum(-1, keepdim=True))).sqrt() + _LEAST_DEVIATION
 

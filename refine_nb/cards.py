@@ -172,11 +172,11 @@ def card_facts(
 ) -> dict[str, _Fact]:
     "SHA-256 of every card's text → what it says"
     _FACTS.update({sha: _Fact(*fact) for sha, fact in known.items()})
-    found = {}
+    facts = {}
     for path in sorted(folder.glob("*.yaml")):
         text = path.read_bytes().decode("utf-8-sig", "replace")
-        found[_sha(text)] = _fact_of(text, str(path))
-    return found
+        facts[_sha(text)] = _fact_of(text, str(path))
+    return facts
 
 def card_hashes(
     folder: Path,  # experiments/claims

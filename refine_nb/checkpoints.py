@@ -166,11 +166,11 @@ def _read(checkpoint: str | Path, name: str) -> dict[str, Tensor]:
 def _fitting_weights(model: nn.Module, checkpoint: str | Path) -> dict[str, Tensor]:
     "The weights under the model's own names; raises `BadCheckpoint` for those of another shape"
     new = _read(checkpoint, "model.safetensors")
-    own = {name: tuple(value.shape) for name, value in _weights(model).items()}
+    shapes = {name: tuple(value.shape) for name, value in _weights(model).items()}
     theirs = {name: tuple(value.shape) for name, value in new.items()}
-    for name in sorted(own.keys() | theirs.keys()):
-        if own.get(name) == theirs.get(name): continue
-        there, here = theirs.get(name, "absent"), own.get(name, "absent")
+    for name in sorted(shapes.keys() | theirs.keys()):
+        if shapes.get(name) == theirs.get(name): continue
+        there, here = theirs.get(name, "absent"), shapes.get(name, "absent")
         raise BadCheckpoint(f"{checkpoint} belongs to another model: {name} is {there} there and {here} here")
     return {name: new[plain] for name, plain in zip(model.state_dict(), _weights(model))}
 

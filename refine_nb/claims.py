@@ -43,18 +43,18 @@ def claimed_effect(
     return low if low > 0 else high if high < 0 else 0.0
 
 def ruling(
-    found: Number,               # against one control
+    number: Number,               # against one control
     rule: Mapping[str, object],  # the card's rule
     zero: bool,                  # whether 0 means "no effect"
 ) -> tuple[str, str]:
     "A word for one comparison, and the reason where the word alone does not say it"
-    if decide(found.interval, rule) == "inside": return "reproduced", ""
-    i, effect, out = found.corrected, claimed_effect(rule), decide(found.corrected, rule) == "outside"
+    if decide(number.interval, rule) == "inside": return "reproduced", ""
+    i, effect, out = number.corrected, claimed_effect(rule), decide(number.corrected, rule) == "outside"
     if not zero: return ("refuted", "outside the claimed region") if out else ("open", "")
     if effect == 0: return ("refuted", "the opposite is shown") if out else ("open", "")
     low, high = (i.low, i.high) if effect > 0 else (-i.high, -i.low)
     if high < 0: return "refuted", "the opposite is shown"
-    room = found.room[0 if effect > 0 else 1]
+    room = number.room[0 if effect > 0 else 1]
     if max(room, room - math.copysign(i.mean, i.mean * effect)) < abs(effect):
         return "nothing could be seen", f"the control leaves room for {max(room, 0):.2g}"
     if i.no_effect(abs(effect)) and out: return "no effect found", f"within ±{abs(effect):g}"
@@ -92,30 +92,30 @@ def _hindsight(
     seen = [start for start in first if start < version["since"]]
     if seen:
         reason = f"{len(seen)} of {len(used)} runs had been recorded before the card, the first on {min(seen)[:10]}"
-    known = any(start < version["since"] for seeds in arms for starts in seeds.values() for start in starts)
-    return reason, "confirmed" if known or piloted(card) else "predicted"
+    seen_before = any(start < version["since"] for seeds in arms for starts in seeds.values() for start in starts)
+    return reason, "confirmed" if seen_before or piloted(card) else "predicted"
 
 # %% ../nbs/95_claims.ipynb #c21judge1
 def interval_text(
     control: str,   # its name, or ""
-    found: Number,  # against it
+    number: Number,  # against it
 ) -> str:
     "The number in words"
-    i, n = found.interval, found.interval.n
-    unit = "random seeds" if found.kind == "runs" else found.kind
-    spread = {"exact": "exact", "same": f"the same with all {n} random seeds"}.get(found.kind)
-    if found.kind == "runs" and min(found.values) >= 0:
-        spread = f"{sum(found.values):.0f} of {n} runs, {i.low:.2g} … {i.high:.2g}"
+    i, n = number.interval, number.interval.n
+    unit = "random seeds" if number.kind == "runs" else number.kind
+    spread = {"exact": "exact", "same": f"the same with all {n} random seeds"}.get(number.kind)
+    if number.kind == "runs" and min(number.values) >= 0:
+        spread = f"{sum(number.values):.0f} of {n} runs, {i.low:.2g} … {i.high:.2g}"
     spread = spread or f"{i.low:.4g} … {i.high:.4g}, {n} {unit}"
     return (f"against {control}: " if control else "") + f"{i.mean:.4g} ({spread})"
 
 def combined_verdict(
-    found: Mapping[str, tuple[str, str]],  # control → from `ruling`
+    rulings: Mapping[str, tuple[str, str]],  # control → from `ruling`
 ) -> str:
     "One word for all controls"
-    said = [word for word, _ in found.values()]
+    words = [word for word, _ in rulings.values()]
     order = "refuted", "nothing could be seen", "no effect found", "open"
-    return next((word for word in order if word in said), "reproduced")
+    return next((word for word in order if word in words), "reproduced")
 
 def verdict_p(
     numbers: Iterable[Number],   # one per control
@@ -149,26 +149,26 @@ def judge_card(
         numbers = {name: measure(arm, rows, full) for name, rows in controls.items()}
     except Undecided as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
     zero = bool(full["controls"]) or METRICS.get(card["metric"], Shape()).zero
-    found = {name: ruling(x, rule, zero) for name, x in numbers.items()}
-    verdict, used = combined_verdict(found), _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
-    reasons = {n: why for n, (word, why) in found.items() if why and word == verdict}
-    reasons = [f"against {n}: {why}" if len(found) > 1 else why for n, why in reasons.items()]
-    said = "; ".join([*(interval_text(n, x) for n, x in numbers.items()), *reasons])
+    rulings = {name: ruling(x, rule, zero) for name, x in numbers.items()}
+    verdict, used = combined_verdict(rulings), _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
+    reasons = {n: why for n, (word, why) in rulings.items() if why and word == verdict}
+    reasons = [f"against {n}: {why}" if len(rulings) > 1 else why for n, why in reasons.items()]
+    text = "; ".join([*(interval_text(n, x) for n, x in numbers.items()), *reasons])
     p = verdict_p(numbers.values(), rule, verdict, zero)
     late, basis = _hindsight(card, used, past)
-    if late: verdict, said, p = "post hoc", f"{late}; the number alone would say {verdict}: {said}", None
-    if card.get("retired"): verdict, said, p = "retired", f"{card['retired']}; {said}", None
+    if late: verdict, text, p = "post hoc", f"{late}; the number alone would say {verdict}: {text}", None
+    if card.get("retired"): verdict, text, p = "retired", f"{card['retired']}; {text}", None
     intervals, notes = {n: x.interval for n, x in numbers.items()}, _notes(card, numbers, used, past)
-    return Verdict(dict(card), verdict, intervals, said, p, None, basis, tuple(row["id"] for row in used), notes)
+    return Verdict(dict(card), verdict, intervals, text, p, None, basis, tuple(row["id"] for row in used), notes)
 
 def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"
-    asked = {n for p in table["parameters"].tolist() for n in p.split()}
-    other = {*ID_COLUMNS, *RUN_COLUMNS, *asked} - _COUNTED
+    parameters = {n for p in table["parameters"].tolist() for n in p.split()}
+    other = {*ID_COLUMNS, *RUN_COLUMNS, *parameters} - _COUNTED
     if card["metric"] in other: raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
     if card["metric"] not in table:
-        known = sorted(set(table.columns) - other)
-        raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], known)}")
+        metrics = sorted(set(table.columns) - other)
+        raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], metrics)}")
 
 _COUNTED = {"flops", "tokens_seen", "tokens_generated"}  # circumstances that are results too
 
@@ -181,14 +181,14 @@ def _narrowed(table, metric: str):
 
 def _used_rows(arms: list, card: Mapping[str, object]) -> list[dict]:
     "What identifies the rows behind a number: those of the rule's random seeds, or of deterministic methods"
-    drawn, found = card["rule"]["test"] in SEED_TESTS, []
+    drawn, rows_used = card["rule"]["test"] in SEED_TESTS, []
     seeds = rule_seeds(card["rule"]) if drawn else []
     for rows in arms:
         mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
         chosen = rows[mine] if drawn else rows[:1]
         names = {"id", "experiment", "parameters", "started", "cards", "processor"}.union(*map(str.split, chosen["parameters"]))
-        found += chosen[[c for c in chosen if c in names]].to_dict("records")
-    return found
+        rows_used += chosen[[c for c in chosen if c in names]].to_dict("records")
+    return rows_used
 
 def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list[dict], past: History | None) -> tuple:
     "Sign-flip tests, what earlier versions of the card said, and earlier recordings of its questions"
@@ -205,7 +205,7 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list
     starts = [past.seeds(row).get(str(row.get("seed")), []) for row in used] if past else []
     if past and (pins := past.pins.get(card_hash(card))):
         notes.append(f"Pinned from its runs, where the card names nothing: {_pins_text(pins)}")
-    times, days = max(map(len, starts), default=0), sorted({s[:10] for found in starts for s in found})
+    times, days = max(map(len, starts), default=0), sorted({s[:10] for row_starts in starts for s in row_starts})
     machines = sorted({row["processor"] for row in used if isinstance(row.get("processor"), str)})
     if len(machines) > 1: notes.append(f"Recorded on different processors: {'; '.join(machines)}")
     if times > 1: notes.append(f"Recorded up to {times} times, on {', '.join(days)}")
@@ -214,10 +214,10 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list
 def _pins_text(pins: Mapping[str, object]) -> str:
     "Pins in words"
     flat = {n: v for n, v in pins.items() if not isinstance(v, Mapping)} | pins.get("scope", {})
-    said = [", ".join(f"{n} {v}" for n, v in flat.items())]
+    parts = [", ".join(f"{n} {v}" for n, v in flat.items())]
     arms = {"arm": pins.get("arm", {})} | pins.get("controls", {})
-    said += [f"{name}: {', '.join(f'{n} {v}' for n, v in where.items())}" for name, where in arms.items() if where]
-    return "; ".join(filter(None, said))
+    parts += [f"{name}: {', '.join(f'{n} {v}' for n, v in where.items())}" for name, where in arms.items() if where]
+    return "; ".join(filter(None, parts))
 
 # %% ../nbs/95_claims.ipynb #c21holm1
 def _in_studies(
@@ -271,9 +271,9 @@ def _early_verdict(card: Mapping[str, object], table, top: Path, past: History |
     if table is None: return Verdict(card, "open", {}, "no runs yet")
     new = set().union(*_named(card)) - {n for p in set(table["parameters"].tolist()) for n in p.split()}
     books = [top / "experiments" / f"{e}.ipynb" for e in table["experiment"].unique()] if new else []
-    known = {n for book in books if book.exists() for n in _declared_names(book)}
+    declared_names = {n for book in books if book.exists() for n in _declared_names(book)}
     why = f"no run has the parameter {', '.join(sorted(new))} yet"
-    return Verdict(card, "open", {}, why) if new and new <= known else None
+    return Verdict(card, "open", {}, why) if new and new <= declared_names else None
 
 def _declared_names(notebook: Path) -> set[str]:
     "Names of the parameters of a notebook, none where it cannot be read"
@@ -315,8 +315,8 @@ def write_claims(
     files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
     files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
     if (ledger := top / "experiments" / "sources.yaml").exists():
-        said = {id: v.verdict for id, v in verdicts.items()}
-        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, said), said)
+        words = {id: v.verdict for id, v in verdicts.items()}
+        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, words), words)
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
         path.parent.mkdir(exist_ok=True)

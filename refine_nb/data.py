@@ -70,8 +70,8 @@ class CharVocab:
         if len(strange):
             c = text[strange[0]]
             place = f"{c!r} (U+{ord(c):04X}) at position {strange[0]}"
-            known = f"the {len(self.chars)} characters of this vocabulary: {self.chars!r}"
-            raise UnknownCharacter(f"{place} is not among {known}")
+            alphabet = f"the {len(self.chars)} characters of this vocabulary: {self.chars!r}"
+            raise UnknownCharacter(f"{place} is not among {alphabet}")
         return torch.from_numpy(ids)
 
     def decode(self, ids: Int[Tensor, "t"] | Sequence[int]) -> str:
@@ -249,9 +249,9 @@ def log_probs(
         joint = joint.sum(0)
     code, out = torch.zeros_like(ids[:, 0]), []
     for t in range(ids.shape[1]):
-        known = min(t + 1, self.order)
+        order = min(t + 1, self.order)
         code = code % self.n_symbols ** (self.order - 1) * self.n_symbols + ids[:, t]
-        out.append(tables[self.order - known][code % self.n_symbols**known])
+        out.append(tables[self.order - order][code % self.n_symbols**order])
     return torch.stack(out, 1).float()
 
 

@@ -42,16 +42,16 @@ class _Progress:
 
     def at_work(self) -> list[tuple[float, str]]:
         "(share of steps done, words) of each run at work"
-        found, folder = [], self.plan.runs / ".attempts"
+        shares, folder = [], self.plan.runs / ".attempts"
         begun = {path.name for path in folder.iterdir()} if folder.exists() else set()
         for id in [id for id in self.plan.todo if id in begun and id not in self.ended]:
             paths = sorted((folder / id).glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
             if not paths: continue
-            row, asked = last_jsonl_row(paths[-1]), self.plan.identity(id)["params"].get("steps")
-            step, steps = row.get("step", 0), row.get("steps") or asked
+            row, requested = last_jsonl_row(paths[-1]), self.plan.identity(id)["params"].get("steps")
+            step, steps = row.get("step", 0), row.get("steps") or requested
             share = min(1, step / steps) if steps else 0
-            found.append((share, f"{self.plan.label(id)} {step}/{steps or '?'}"))
-        return found
+            shares.append((share, f"{self.plan.label(id)} {step}/{steps or '?'}"))
+        return shares
 
     def watch(self) -> None:
         "Move the bar once a second"
@@ -91,9 +91,9 @@ def _worker_spec(
 ) -> dict:
     "What a worker is handed"
     identity = plan.identity(id)
-    asked = {k: identity[k] for k in ("id", "key", "experiment", "params", "corpus", "notebook")}
-    asked |= {"needs": identity["dependencies"], "code": plan.code(id), "known": str(_shared_file(plan))}
-    return asked | {"root": str(plan.sweep.root), "runs": str(plan.runs)}
+    spec = {k: identity[k] for k in ("id", "key", "experiment", "params", "corpus", "notebook")}
+    spec |= {"needs": identity["dependencies"], "code": plan.code(id), "known": str(_shared_file(plan))}
+    return spec | {"root": str(plan.sweep.root), "runs": str(plan.runs)}
 
 def _shared_file(plan: Plan) -> Path:
     "A file with what kernels need not read again: the code of the library's files, and what the cards say"
@@ -130,8 +130,8 @@ def _outcome_line(
     why = text.strip().splitlines()[-1][:500] if text.strip() else ""
     other = _differing(plan, spec["id"])
     row = f"{', '.join(other[:3])} not as in its row, which stays: other code or another processor" if other else ""
-    own = plan.label(spec["id"])
-    return "  ".join(x for x in (f"{outcome:8}", spec["id"], own, numbers, cost, why, row) if x)
+    label = plan.label(spec["id"])
+    return "  ".join(x for x in (f"{outcome:8}", spec["id"], label, numbers, cost, why, row) if x)
 
 def _differing(
     plan: Plan,  # what is being done
@@ -266,8 +266,8 @@ def outcome_summary(
 ) -> str:
     "What came of it and where it lies"
     counts = Counter(ended.values())
-    said = ", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing to run"
-    lines = [f"{plan.sweep.name}: {said}"]
+    text = ", ".join(f"{n} {what}" for what, n in counts.items()) or "nothing to run"
+    lines = [f"{plan.sweep.name}: {text}"]
     table = plan.results / plan.sweep.name / "runs.csv"
     lines[0] += f"; table in {_short(plan, table)}" if table.exists() else "; no result yet, so no table"
     kept = [plan.runs / ".failed" / i / "traceback.txt" for i, o in ended.items() if o == "failed"]

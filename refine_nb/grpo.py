@@ -100,7 +100,7 @@ class GRPO:
         if cfg.partial_credit and n_symbols <= _CREDITED:
             raise ValueError(f"partial_credit is for the {_CREDITED} likeliest characters, and there are {n_symbols}: every error would earn it; set 0")
         self.cfg, self.candidates, self.n_symbols, self.reference = cfg, candidates, n_symbols, reference
-        self.generator, self.epoch, self.tries = torch.Generator(device).manual_seed(seed), 0, None
+        self.generator, self.epoch, self.samples = torch.Generator(device).manual_seed(seed), 0, None
 
     def __call__(self, model: ContextualGPT, batch: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         rows, width = batch.shape
@@ -108,26 +108,26 @@ class GRPO:
             raise ValueError(f"a batch of {rows} windows of {width} characters: it needs a window, and more than {self.length} characters in each")
         if model.cfg.n_symbols != self.n_symbols: raise ValueError(f"the policy knows {model.cfg.n_symbols} symbols and the objective {self.n_symbols}: build both on the same vocabulary")
         with eval_mode(model):  # no dropout: the policy that tries is the policy that learns
-            if self.epoch: batch = self.tries.batch
+            if self.epoch: batch = self.samples.batch
             view = self.read(model, batch)
             if (start := self.starts(view)).isnan().any(): return start.sum(), {}  # no number: the loop stops and says so
-            if not self.epoch: self.tries, self.found = self.explore(view, batch)
-            logp_all, logp = self.log_probs(view, self.tries)
-        if not self.epoch: self.tries.old_logp = logp.detach()
-        elif self.tries.adv.any() and torch.equal(logp, self.tries.old_logp): raise ValueError(f"no update since the last batch: with num_iterations {self.cfg.num_iterations} this batch would be dropped; take accumulate=1 or num_iterations=1")
+            if not self.epoch: self.samples, self.metrics = self.explore(view, batch)
+            logp_all, logp = self.log_probs(view, self.samples)
+        if not self.epoch: self.samples.old_logp = logp.detach()
+        elif self.samples.adv.any() and torch.equal(logp, self.samples.old_logp): raise ValueError(f"no update since the last batch: with num_iterations {self.cfg.num_iterations} this batch would be dropped; take accumulate=1 or num_iterations=1")
         self.epoch = (self.epoch + 1) % self.cfg.num_iterations
-        normalizer = self.normalizer(self.tries)
-        loss, metrics = grpo_loss(logp, self.tries.old_logp, self.tries.adv, self.tries.weight, self.cfg.epsilon, self.cfg.epsilon_high, normalizer)
-        metrics |= self.found | dict(entropy=entropy(logp_all.detach()).mean().item())
-        self.found = self.found | dict(generated=0, tokens=0)  # a later epoch writes and reads nothing new
+        normalizer = self.normalizer(self.samples)
+        loss, metrics = grpo_loss(logp, self.samples.old_logp, self.samples.adv, self.samples.weight, self.cfg.epsilon, self.cfg.epsilon_high, normalizer)
+        metrics |= self.metrics | dict(entropy=entropy(logp_all.detach()).mean().item())
+        self.metrics = self.metrics | dict(generated=0, tokens=0)  # a later epoch writes and reads nothing new
         if self.cfg.beta:
-            kl = self.penalty(logp_all, logp, self.tries, normalizer)
+            kl = self.penalty(logp_all, logp, self.samples, normalizer)
             loss, metrics = loss + self.cfg.beta * kl, metrics | dict(kl=kl.item())
         return loss, metrics
 
     def terms(self, metrics: dict) -> float:
         "Over what weight the last loss is a mean: the batches of one update count in proportion"
-        return float(self.normalizer(self.tries)) if metrics else 1.0
+        return float(self.normalizer(self.samples)) if metrics else 1.0
 
     def kind(self, model: ContextualGPT) -> int:
         "1 where the coming pass learns from tries that are there: it generates nothing, so it costs less"
@@ -155,8 +155,8 @@ _TENSORS = ("batch", "ids", "weight", "reward", "adv", "old_logp")
 @patch
 def state_dict(self: GRPO) -> dict[str, Tensor]:
     "The random state and, between epochs, the tries"
-    held = {name: getattr(self.tries, name).contiguous() if self.epoch else torch.empty(0) for name in _TENSORS}
-    return {"epoch": torch.tensor(self.epoch), "generator": self.generator.get_state(), "found": torch.tensor([float(v) for v in self.found.values()] if self.epoch else [], dtype=torch.float64)} | held
+    tensors = {name: getattr(self.samples, name).contiguous() if self.epoch else torch.empty(0) for name in _TENSORS}
+    return {"epoch": torch.tensor(self.epoch), "generator": self.generator.get_state(), "found": torch.tensor([float(v) for v in self.metrics.values()] if self.epoch else [], dtype=torch.float64)} | tensors
 
 
 @patch
@@ -165,8 +165,8 @@ def load_state_dict(self: GRPO, state: dict[str, Tensor]) -> None:
     self.epoch = int(state["epoch"])
     self.generator.set_state(state["generator"])
     if not self.epoch: return
-    self.tries = GroupSamples(*(state[name].to(self.generator.device) for name in _TENSORS))
-    self.found = {k: int(v) if k in ("generated", "tokens") else float(v) for k, v in zip(_METRICS, state["found"].tolist())}
+    self.samples = GroupSamples(*(state[name].to(self.generator.device) for name in _TENSORS))
+    self.metrics = {k: int(v) if k in ("generated", "tokens") else float(v) for k, v in zip(_METRICS, state["found"].tolist())}
 
 # %% ../nbs/14_grpo.ipynb #g10met
 _METRICS = ("reward", "reward_min", "reward_p10", "reward_median", "reward_p90", "reward_max", "hit_share", "zero_variance", "exhaustive_share", "generated", "tokens")

@@ -92,9 +92,9 @@ class WarmStartResult(NamedTuple):
     model: ContextualGPT
     thoughts: ThoughtConfig
     rows: list[dict]
-    found: dict[str, float]  # validation on test questions
+    metrics: dict[str, float]  # validation on test questions
 
-    def __repr__(self) -> str: return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.found)})"
+    def __repr__(self) -> str: return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.metrics)})"
 
 # %% ../nbs/27_pipeline.ipynb #pl3
 @torch.random.fork_rng()
@@ -248,8 +248,8 @@ class _Run:
 
     def log(self, **more) -> None:
         "Write what was found so far"
-        told = dict(rows=[jsonable(r) for r in self.rows], stopped=self.stopped) | more
-        write_atomic(self.folder / "log.json", json.dumps(told, indent=1, allow_nan=False))
+        content = dict(rows=[jsonable(r) for r in self.rows], stopped=self.stopped) | more
+        write_atomic(self.folder / "log.json", json.dumps(content, indent=1, allow_nan=False))
 
 # %% ../nbs/27_pipeline.ipynb #pl7
 def _watch(run: _Run, episodes: int, between: int, start: Report) -> TheaterWatch:
@@ -309,18 +309,18 @@ def _finish(run: _Run, start: Report, waived: Sequence[str]) -> ReinforcementRes
         run.stopped += "; the model is the warm start, unchanged"
     final, evidence = run.judge(kept, last=True)
     report = run.test(evidence)
-    tests = {name: {test: jsonable(f._asdict()) for test, f in found._asdict().items()}
-             for name, found in (("report", report), ("start", start))}
+    tests = {name: {test: jsonable(f._asdict()) for test, f in tested._asdict().items()}
+             for name, tested in (("report", report), ("start", start))}
     run.log(final=jsonable(final), forgiven=list(waived), **tests)
     return ReinforcementResult(kept, run.rows, final, report, run.stopped, start)
 
 
 def _rows_so_far(folder: Path) -> list[dict]:
     "Rows of a run's last checkpoint, which has to be whole"
-    found = list_checkpoints(folder / "checkpoints")
-    if not found: return []
-    read_manifest(found[-1])
-    return [json.loads(line) for line in (found[-1] / "rows.jsonl").read_text().splitlines()]
+    saved = list_checkpoints(folder / "checkpoints")
+    if not saved: return []
+    read_manifest(saved[-1])
+    return [json.loads(line) for line in (saved[-1] / "rows.jsonl").read_text().splitlines()]
 
 # %% ../nbs/27_pipeline.ipynb #pl9
 @torch.random.fork_rng()

@@ -34,8 +34,8 @@ def run_key(
     keys: Mapping[str, str] = {},   # id → key of every other run named in the parameters
 ) -> str:
     "Same key, same question: notebook, parameters, corpus"
-    asked = {n: f"run:{keys[v[4:]]}" if isinstance(v, str) and v.startswith("run:") else v for n, v in params.items()}
-    return json_digest([experiment, asked, corpus])
+    values = {n: f"run:{keys[v[4:]]}" if isinstance(v, str) and v.startswith("run:") else v for n, v in params.items()}
+    return json_digest([experiment, values, corpus])
 
 def run_id(
     key: str,            # from `run_key`
@@ -96,9 +96,9 @@ def library_codes(
     "SHA-256 of every file of the library → digest of its code"
     _CODES.update(known)
     texts = [p.read_bytes() for p in sorted(package.glob("*.py")) if p.stem != "_modidx"]
-    found = {hashlib.sha256(text).hexdigest(): text for text in texts}
-    for sha in found.keys() - _CODES.keys(): _CODES[sha] = json_digest(source_code(found[sha].decode()))
-    return {sha: _CODES[sha] for sha in found}
+    loaded = {hashlib.sha256(text).hexdigest(): text for text in texts}
+    for sha in loaded.keys() - _CODES.keys(): _CODES[sha] = json_digest(source_code(loaded[sha].decode()))
+    return {sha: _CODES[sha] for sha in loaded}
 
 def code_hash(
     notebook: str | Path,     # an experiment notebook
@@ -133,9 +133,9 @@ def _cpuinfo() -> str:
 def _model() -> str:
     "Model of the processor: as Linux has it, as macOS has it, or else its architecture"
     names = (re.search(rf"^{field}\s*:\s*(.+)$", _cpuinfo(), re.M) for field in ("model name", "Model", "Hardware"))
-    found = next((name[1].strip() for name in names if name), "") or _sysctl("machdep.cpu.brand_string")
+    brand = next((name[1].strip() for name in names if name), "") or _sysctl("machdep.cpu.brand_string")
     part = re.search(r"^CPU part\s*:\s*(\S+)$", _cpuinfo(), re.M)
-    return found or " ".join(filter(None, (platform.machine() or platform.processor(), part and part[1])))
+    return brand or " ".join(filter(None, (platform.machine() or platform.processor(), part and part[1])))
 
 def _sysctl(name: str) -> str:
     "A value of macOS's kernel; nothing where there is none"
@@ -147,8 +147,8 @@ def _instructions(flags: set[str]) -> list[str]:
     "What torch.backends.cpu.get_cpu_capability() says, without importing torch, and AMX"
     chosen = os.environ.get("ATEN_CPU_CAPABILITY", "").upper()
     wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq", "fma"} <= flags
-    own = "AVX512" if wide else "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
-    return [chosen or own] + ["AMX"] * ("amx_tile" in flags)
+    level = "AVX512" if wide else "AVX2" if {"avx2", "fma"} <= flags else "DEFAULT"
+    return [chosen or level] + ["AMX"] * ("amx_tile" in flags)
 
 # %% ../nbs/91_provenance.ipynb #p9117
 def provenance(

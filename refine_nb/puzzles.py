@@ -118,14 +118,14 @@ def all_starts(
     vocab: CharVocab,  # the task's
 ) -> InputsTargets:  # where each node points, the hops, the nodes; where the hops lead from each
     "The problems with all starts asked at once: one target a node, and no answer is read on the way to another"
-    asked, answers = [], []
+    prompts, answers = [], []
     for item in items:
         to, hops = dict(pointer_table(item).split(" ")), item.prompt.rsplit(" ", 1)[1][1:-1]
         nodes = at = "".join(to)
         for _ in range(int(hops)): at = "".join(to[node] for node in at)
-        asked.append("".join(to.values()) + f"{hops}={nodes}")
+        prompts.append("".join(to.values()) + f"{hops}={nodes}")
         answers.append(at)
-    return InputsTargets(*(vocab.encode("".join(texts)).view(len(items), -1) for texts in (asked, answers)))
+    return InputsTargets(*(vocab.encode("".join(texts)).view(len(items), -1) for texts in (prompts, answers)))
 
 # %% ../nbs/11_puzzles.ipynb #t07sudg
 @cache
@@ -185,16 +185,16 @@ class Sudoku(Task):
 
     def item(self, prompt: str) -> Item:
         blanks, well_formed = prompt.count("."), re.fullmatch("[1-4.]{16}=", prompt)
-        if not well_formed or not self.fits(blanks) or len(found := sudoku_solutions(prompt[:-1])) != 1:
+        if not well_formed or not self.fits(blanks) or len(solutions := sudoku_solutions(prompt[:-1])) != 1:
             form = f"sixteen cells of 1 to 4 or a dot, {self.length} of them dots, with exactly one solution, then '='"
             raise self.refusal(prompt, form)
         grid, steps = list(prompt[:-1]), []
         for _ in range(blanks):
             options = {i: set("1234") - {grid[j] for j in _peers(i)} for i in range(16) if grid[i] == "."}
             cell = next(i for i in options if len(options[i]) == 1)  # there always is one
-            grid[cell] = found[0][cell]
+            grid[cell] = solutions[0][cell]
             steps.append(ascii_lowercase[cell] + grid[cell])
-        return Item(prompt, tuple(steps), found[0])
+        return Item(prompt, tuple(steps), solutions[0])
 
 # %% ../nbs/11_puzzles.ipynb #t07pathsc
 _MOVES = {"u": (-1, 0), "d": (1, 0), "l": (0, -1), "r": (0, 1)}
@@ -216,17 +216,17 @@ def shortest_paths(
     start: int,  # a cell
 ) -> dict[int, tuple[int, int]]:
     "Distance and number of shortest paths from `start` to every cell that can be reached"
-    found, queue, steps = {start: (0, 1)}, [start], _next_cells(isqrt(len(cells)))
+    reached, queue, steps = {start: (0, 1)}, [start], _next_cells(isqrt(len(cells)))
     for cell in queue:
-        d, n = found[cell]
+        d, n = reached[cell]
         for _, to in steps[cell]:
             if cells[to] == "#":
                 continue
-            if to not in found:
+            if to not in reached:
                 queue.append(to)
-            if found.get(to, (d + 1, 0))[0] == d + 1:
-                found[to] = d + 1, n + found.get(to, (d + 1, 0))[1]
-    return found
+            if reached.get(to, (d + 1, 0))[0] == d + 1:
+                reached[to] = d + 1, n + reached.get(to, (d + 1, 0))[1]
+    return reached
 
 # %% ../nbs/11_puzzles.ipynb #t07mazec
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ class Maze(Task):
             *noise, density, start, goal = torch.rand(self.side**2 + 3, generator=generator).tolist()
             cells = ["#" if x < 0.3 + 0.2 * density else "." for x in noise]
             cells[start := int(start * len(cells))] = "S"
-            if ends := [c for c, found in shortest_paths("".join(cells), start).items() if found == (moves, 1)]:
+            if ends := [c for c, path in shortest_paths("".join(cells), start).items() if path == (moves, 1)]:
                 cells[ends[int(goal * len(ends))]] = "G"
                 return "".join(cells)
         raise ValueError(
@@ -265,16 +265,16 @@ class Maze(Task):
 
     def item(self, prompt: str) -> Item:
         cells, start, goal = prompt[:-1], prompt.find("S"), prompt.find("G")
-        found = shortest_paths(cells, start) if len(prompt) == self.side**2 + 1 and start >= 0 else {}
+        reached = shortest_paths(cells, start) if len(prompt) == self.side**2 + 1 and start >= 0 else {}
         well_formed = re.fullmatch("[#.SG]+=", prompt) and prompt.count("S") == prompt.count("G") == 1
-        if not well_formed or found.get(goal, (0, 0))[1] != 1 or not self.fits(found[goal][0]):
+        if not well_formed or reached.get(goal, (0, 0))[1] != 1 or not self.fits(reached[goal][0]):
             form = (f"{self.side} rows of {self.side} cells # or . without a break, one S, one G "
                     f"and one shortest path of {self.length} moves between them, then '='")
             raise self.refusal(prompt, form)
         path, steps, marked = goal, [], list(cells)
         while path != start:
-            before = (found[path][0] - 1,)
-            move, path = next((m, c) for m, c in _next_cells(self.side)[path] if found.get(c, ())[:1] == before)
+            before = (reached[path][0] - 1,)
+            move, path = next((m, c) for m, c in _next_cells(self.side)[path] if reached.get(c, ())[:1] == before)
             steps.insert(0, _BACK[move])
             if path != start:
                 marked[path] = "o"

@@ -88,8 +88,8 @@ def predicted_loss(
     @torch.no_grad()
     def difficulty(reading):
         if model.cfg.n_symbols != reading.model.cfg.n_symbols: raise ValueError(f"the confidence-aware model knows {model.cfg.n_symbols} symbols, the texts have {reading.model.cfg.n_symbols}: train it on the same vocabulary")
-        heard = model.previous(reading.ids)
-        with eval_mode(model): return model(reading.ids, confidence_scalars=torch.zeros(*reading.ids.shape, 1, device=reading.ids.device) if heard is None else heard)["confidence_pred"]
+        previous = model.previous(reading.ids)
+        with eval_mode(model): return model(reading.ids, confidence_scalars=torch.zeros(*reading.ids.shape, 1, device=reading.ids.device) if previous is None else previous)["confidence_pred"]
 
     return difficulty
 
@@ -245,15 +245,15 @@ class QuietSTaR:
         reading = Prefix(model, batch[:, :-1], every=True)
         at = self.injector(reading, batch.shape[1] - c.ahead, self.generator)
         ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c, self.generator).unflatten(1, (-1, c.n_thoughts))
-        said = predict_with_thoughts(model, reading, at, ids, _true_after(batch, at, c.ahead))
-        reward = said.thoughtful.detach().sum(2)
+        predictions = predict_with_thoughts(model, reading, at, ids, _true_after(batch, at, c.ahead))
+        reward = predictions.thoughtful.detach().sum(2)
         adv, flat = group_advantage(reward, torch.full_like(reward, 1 / c.n_thoughts), "none", "leave_one_out") if c.n_thoughts > 1 else (reward, reward[..., 0] == reward[..., 0])
         plain = F.cross_entropy(model.head(reading.hidden).flatten(0, 1), batch[:, 1:].flatten())
-        loss = plain - said.mixed.mean() - self.read_weight * said.thoughtful.mean() - self.policy_weight * (adv * said.thought.sum(-1)).mean()
-        gain = (said.mixed - said.plain).detach()[:, :, 0]
-        w = said.weight.detach()
+        loss = plain - predictions.mixed.mean() - self.read_weight * predictions.thoughtful.mean() - self.policy_weight * (adv * predictions.thought.sum(-1)).mean()
+        gain = (predictions.mixed - predictions.plain).detach()[:, :, 0]
+        w = predictions.weight.detach()
         used = (w.sum(-1) ** 2 / (w**2).sum(-1)).mean()
-        return loss, dict(loss_plain=plain.item(), thoughts_used=used.item(), gain=gain.mean().item(), thought_gain=(said.thoughtful.mean(-1) - said.plain).detach()[:, :, 0].mean().item(), mixing=said.weight.detach().sum(-1).mean().item(), thought_entropy=said.entropy.item(), zero_variance=flat.float().mean().item(), generated=ids.numel(), tokens=batch[:, 1:].numel())
+        return loss, dict(loss_plain=plain.item(), thoughts_used=used.item(), gain=gain.mean().item(), thought_gain=(predictions.thoughtful.mean(-1) - predictions.plain).detach()[:, :, 0].mean().item(), mixing=predictions.weight.detach().sum(-1).mean().item(), thought_entropy=predictions.entropy.item(), zero_variance=flat.float().mean().item(), generated=ids.numel(), tokens=batch[:, 1:].numel())
 
     def state_dict(self) -> dict[str, Tensor]:
         "The random state"
@@ -280,9 +280,9 @@ def thought_gains(
             reading = Prefix(model, part[:, :-1], every=True)
             at = injector(reading, part.shape[1] - 1, generator)
             ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c, generator).unflatten(1, (-1, c.n_thoughts))
-            said = predict_with_thoughts(model, reading, at, ids, _true_after(part, at, 1))
+            predictions = predict_with_thoughts(model, reading, at, ids, _true_after(part, at, 1))
             plain = _logp_of(model, reading.hidden, part[:, 1:])
-            out.append((plain, torch.zeros_like(plain).scatter(1, at, (said.mixed - said.plain)[..., 0])))
+            out.append((plain, torch.zeros_like(plain).scatter(1, at, (predictions.mixed - predictions.plain)[..., 0])))
     return torch.cat([p for p, _ in out]), torch.cat([g for _, g in out])
 
 

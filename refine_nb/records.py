@@ -76,14 +76,14 @@ def start_run(
     _check_given(spec, corpus, presets)
     live = _live_values(spec, params)
     identity = run_identity(experiment, resolve(spec, live), corpus, runs, request["needs"] if request else {})
-    known = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
-    library_codes(known=known.get("library", {}))
+    shared = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
+    library_codes(known=shared.get("library", {}))
     identity["code"] = code_hash(notebook)
     if request: identity = _check_request(identity, request)
     for old in [] if request else held_attempts(identity["id"]): unmark_alive(old)  # the cell was run again
     folder = Path(os.environ[REQUEST_VARIABLE]).parent if request else new_attempt(runs, identity["id"])
     if request: mark_alive(folder)
-    cards = card_hashes(notebook.parent / "claims", known.get("cards", {}))
+    cards = card_hashes(notebook.parent / "claims", shared.get("cards", {}))
     identity |= provenance(notebook.parent.parent) | {"cards": cards, "as_saved": not _edited_since_import()}
     run = Run(identity, folder, notebook, lambda: _live_values(spec, params) == live, bool(request))
     _watch(run)
@@ -154,8 +154,8 @@ def _check_request(
     request: dict,  # what the sweep asked for
 ) -> dict:
     "The identity under the id that the sweep knows; anything but what was asked is refused, naming the difference"
-    has, asked = identity["params"], request["params"]
-    wrong = [f"{n}: asked {v!r}, the notebook has {has.get(n)!r}" for n, v in asked.items() if has.get(n) != v]
+    has, requested = identity["params"], request["params"]
+    wrong = [f"{n}: asked {v!r}, the notebook has {has.get(n)!r}" for n, v in requested.items() if has.get(n) != v]
     if wrong:
         raise ParameterError("the notebook does not run what the sweep asked (is the tag `parameters` lost, "
                              "or a parameter assigned again?): " + "; ".join(wrong))
@@ -203,11 +203,11 @@ class Run:
         if not str(self.params[name]).startswith("run:") or record is None:
             raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; "
                              "in a sweep file {sweep: NAME, where: {parameter: value}}")
-        asked = {k: self.params[k] for k in same} | fields
+        needed = {k: self.params[k] for k in same} | fields
         if record["status"] != "ok":
             raise ValueError(f"{name} {self.params[name]} is a run that {record['status']}: {record.get('error')}")
         there = record["params"]
-        other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in asked.items() if there.get(k) != v]
+        other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in needed.items() if there.get(k) != v]
         if other: raise ValueError(f"{name} {self.params[name]} does not go with this run: {'; '.join(other)}")
         return folder
 

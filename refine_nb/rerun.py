@@ -39,21 +39,21 @@ def spreads(
     but: frozenset = frozenset(),  # ids of rows that do not count: those being judged
 ) -> dict[str, float]:
     "metric → the largest difference that reruns of an experiment found between two types of processor"
-    found = {}
+    largest = {}
     for path in sorted(results.glob("*/reruns.csv")):
         mine = {r["id"] for r in read_table(path.with_name("runs.csv")) if r["experiment"] == experiment} - but
         for r in read_table(path):
             if r["id"] not in mine or r["recorded_on"] == r["here_on"]: continue
-            found[r["metric"]] = max(found.get(r["metric"], 0.0), abs(float(r["here"]) - float(r["recorded"])))
-    return found
+            largest[r["metric"]] = max(largest.get(r["metric"], 0.0), abs(float(r["here"]) - float(r["recorded"])))
+    return largest
 
 def metric_values(
     row: Mapping[str, str],  # as text
     names: list[str],        # of its parameters
-    own: set[str],           # names of the metrics
+    metrics: set[str],           # names of the metrics
 ) -> dict[str, float]:
     "metric → value, clocks left out"
-    kept = {n: row.get(n, "") for n in sorted(own - CLOCKS - set(names))}
+    kept = {n: row.get(n, "") for n in sorted(metrics - CLOCKS - set(names))}
     return {n: float(v) for n, v in kept.items() if _is_number(v)}
 
 def _is_number(text: str) -> bool:
@@ -71,7 +71,7 @@ def rerun(
 ):
     "Run recorded rows again on this machine; a table of every number then and now, with what was to be expected"
     plan = make_plan(path, where=where, recording=False)
-    ids = [i for i, row in plan.rows.items() if i in plan.asked and row["status"] == "ok"]
+    ids = [i for i, row in plan.rows.items() if i in plan.requested and row["status"] == "ok"]
     if not ids: raise SweepError(f"{plan.sweep.name}: no recorded row has {dict(where or {})}")
     table, plan.results = plan.results / plan.sweep.name, Path(scratch or plan.sweep.root / "build" / "rerun").resolve()
     plan.runs = plan.results / "runs"
@@ -93,24 +93,24 @@ def _to_run(plan, id: str, identity: dict) -> list[str]:
 def _compared(plan, ids: list[str], folder: Path):
     "The table of a rerun; its numbers are kept beside the recorded ones, unless no commit holds the code"
     import pandas as pd
-    known = spreads(folder.parent, plan.sweep.notebook.stem, frozenset(ids))
+    measured = spreads(folder.parent, plan.sweep.notebook.stem, frozenset(ids))
     records = [record for id in ids if (record := published_record(plan.runs / id))]
-    lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, known)]
+    lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, measured)]
     dirty = {record["id"] for record in records if record["dirty"]}
     _write_reruns(folder, [line for line in lines if line["id"] not in dirty])
     shown_columns = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
     return pd.DataFrame(shown_columns)
 
-def _lines(row: dict, record: dict, known: Mapping[str, float]) -> list[dict]:
+def _lines(row: dict, record: dict, measured: Mapping[str, float]) -> list[dict]:
     "One line for every number that a row and its rerun both have"
     then, now = metric_values(row, row["parameters"].split(), set(record["metrics"])), record["metrics"]
     same, lines = row["processor"] == record["processor"], []
     about = dict(id=row["id"], seed=record["params"].get("seed"), recorded_on=row["processor"], here_on=record["processor"],
                  commit=record["commit"], started=record["started"])
     for metric in [m for m in then if isinstance(now[m], (int, float))]:
-        said = expectation(then[metric], float(now[metric]), same, known.get(metric))
+        expected = expectation(then[metric], float(now[metric]), same, measured.get(metric))
         values = dict(metric=metric, recorded=then[metric], here=float(now[metric]), difference=now[metric] - then[metric])
-        lines.append(about | values | dict(expected=said))
+        lines.append(about | values | dict(expected=expected))
     return lines
 
 def _write_reruns(folder: Path, lines: list[dict]) -> None:
@@ -131,9 +131,9 @@ def rerun_text(
     groups = table.groupby("metric", sort=False)
     lines = groups.agg(runs=("id", "nunique"), recorded=("recorded", "mean"), here=("here", "mean"),
                        largest_difference=("difference", worst), expected=("expected", lambda e: max(e, key=_severity)))
-    said = "; ".join(f"{n} numbers: {what}" for what, n in table["expected"].value_counts().items())
-    return lines.to_string(float_format=lambda v: f"{v:.6g}") + f"\n\n{said}"
+    counts = "; ".join(f"{n} numbers: {what}" for what, n in table["expected"].value_counts().items())
+    return lines.to_string(float_format=lambda v: f"{v:.6g}") + f"\n\n{counts}"
 
-def _severity(said: str) -> int:
+def _severity(expected: str) -> int:
     "How much a reader has to know of it"
-    return ("bit", "within", "another", "MORE", "DIFFERS").index(said.split()[0])
+    return ("bit", "within", "another", "MORE", "DIFFERS").index(expected.split()[0])

@@ -106,7 +106,7 @@ class Plan:
     others: dict = field(default_factory=dict)      # id → (sweep name, identity) of every run another one builds on
     todo: list = field(default_factory=list)        # ids to execute, those that others build on first
     rows: dict = field(default_factory=dict)        # id → the row that stands
-    asked: set = field(default_factory=set)         # ids of the runs that were asked for this time
+    requested: set = field(default_factory=set)         # ids of the runs that were asked for this time
     known: bool = False                             # whether kernels find what they need not read again
     equal: int = 0                                  # entries that ask what another entry asks
     again: set = field(default_factory=set)         # ids whose rows a new recording may replace
@@ -242,9 +242,9 @@ def make_plan(
     sweep = read_sweep(path)
     where = {name: _value(sweep.spec, name, value) for name, value in (where or {}).items()}
     runs, results = _folder(runs or sweep.root / "runs"), _folder(results or sweep.root / "results")
-    own = recording and (sweep.root / "results") in (results, *results.parents)
+    recorded = recording and (sweep.root / "results") in (results, *results.parents)
     commit = None if uncommitted(sweep.root) else git(sweep.root, "rev-parse", "HEAD")
-    plan = Plan(sweep, runs, results, own, commit)
+    plan = Plan(sweep, runs, results, recorded, commit)
     if plan.recorded: check_committed(sweep.root, sweep.name)
     identities = _Identities(sweep.root, runs, results, plan.recorded)
     for entry in sweep.entries:
@@ -253,12 +253,12 @@ def make_plan(
         plan.identities[identity["id"]] = identity
     for other in identities.sweeps.values() if plan.recorded else []: check_committed(other.root, other.name)
     plan.rows = {id: identity["row"] for id, identity in plan.identities.items() if identity["row"]}
-    plan.asked = _asked(plan, where)
-    plan.again = set(plan.asked) if refresh else set()
+    plan.requested = _requested(plan, where)
+    plan.again = set(plan.requested) if refresh else set()
     missing = [id for id in plan.identities if not _is_recorded(plan, id)]
     todo = {}
     for id in missing:
-        if id in plan.asked: _add_with_needs(plan, todo, id)
+        if id in plan.requested: _add_with_needs(plan, todo, id)
         else: plan.left.append(id)
     plan.todo = list(todo)
     return plan
@@ -275,8 +275,8 @@ def uncommitted(
     root: Path,  # project folder
 ) -> list[str]:
     "Files of code that differ from the last commit; none where git has no say"
-    said = git(root, "status", "--porcelain", "--", "experiments/*.ipynb", "refine_nb") or ""
-    return [line.split(maxsplit=1)[1] for line in said.splitlines()]
+    changed = git(root, "status", "--porcelain", "--", "experiments/*.ipynb", "refine_nb") or ""
+    return [line.split(maxsplit=1)[1] for line in changed.splitlines()]
 
 def countable_record(plan: Plan, id: str) -> dict | None:
     "A published record, if it counts: what code gave that no commit holds does not go into the project's results/"
@@ -293,13 +293,13 @@ def _value(spec: Parameters, name: str, value: object) -> object:
     except ValueError:
         raise SweepError(f"--where {name}={value}: {name} is of type {kind.__name__}") from None
 
-def _asked(plan: Plan, where: Mapping[str, object]) -> set[str]:
+def _requested(plan: Plan, where: Mapping[str, object]) -> set[str]:
     "Ids of the runs that have the values asked for"
     fits = lambda params: all(params[name] == value for name, value in where.items())
-    asked = {id for id, identity in plan.identities.items() if fits(identity["params"])}
-    if asked: return asked
+    requested = {id for id, identity in plan.identities.items() if fits(identity["params"])}
+    if requested: return requested
     values = {n: sorted({h["params"][n] for h in plan.identities.values()}, key=str) for n in where}
-    there = ", ".join(f"{n}={v!r}" for n, found in values.items() for v in found)
+    there = ", ".join(f"{n}={v!r}" for n, options in values.items() for v in options)
     wanted = ", ".join(f"{n}={v!r}" for n, v in where.items())
     raise SweepError(f"no run of {plan.sweep.name} has {wanted}; there is {there}")
 
@@ -333,7 +333,7 @@ def _varied(params: Iterable[dict]) -> list[str]:
     values = defaultdict(set)
     for of_one in params:
         for name, value in of_one.items(): values[name].add((type(value), value))
-    return [name for name, found in values.items() if len(found) > 1]
+    return [name for name, different in values.items() if len(different) > 1]
 
 def run_label(
     params: dict,        # of one run
@@ -352,10 +352,10 @@ def _estimates(
 
     @cache
     def costs(experiment, names):
-        found = defaultdict(list)
+        by_values = defaultdict(list)
         for r in rows:
-            if r["experiment"] == experiment: found[tuple(r.get(n) for n in names)].append(float(r["cpu_seconds"]))
-        return {values: mean(seconds) for values, seconds in found.items()}
+            if r["experiment"] == experiment: by_values[tuple(r.get(n) for n in names)].append(float(r["cpu_seconds"]))
+        return {values: mean(seconds) for values, seconds in by_values.items()}
 
     like = {id: csv_row({n: v for n, v in plan.identity(id)["params"].items() if n != "seed"}) for id in plan.todo}
     return {id: costs(plan.identity(id)["experiment"], tuple(v)).get(tuple(v.values())) for id, v in like.items()}
@@ -368,17 +368,17 @@ def plan_text(
     waiting = {*plan.todo, *plan.left}
     done = [id for id in plan.identities if id not in waiting]
     for id in plan.todo:
-        own = plan.label(id) if id in plan.identities else f"for {plan.others[id][0]}: {plan.others[id][1]['params']}"
+        label = plan.label(id) if id in plan.identities else f"for {plan.others[id][0]}: {plan.others[id][1]['params']}"
         cost = f"about {costs[id]:.0f} CPU-s" if costs[id] is not None else "cost unknown"
-        lines.append(f"  to run  {id}  {own}  {cost}")
+        lines.append(f"  to run  {id}  {label}  {cost}")
     elsewhere = sum(not _of_here(plan.commit, plan.rows[id]) for id in done if id in plan.rows)
     if elsewhere:
         lines.append(f"  {elsewhere} of the {len(done)} done were recorded at another commit or on another processor "
                      "(`refine-nb verify`: does today's code still give them? --refresh repeats them)")
     if plan.left: lines.append(f"  left    {len(plan.left)} missing runs that were not asked for")
     if plan.equal: lines.append(f"  equal   {plan.equal} entries ask what another entry asks, and count once")
-    known = sum(c for c in costs.values() if c is not None)
-    total = f", about {known:.0f} CPU-s" if known else ""
+    seconds = sum(c for c in costs.values() if c is not None)
+    total = f", about {seconds:.0f} CPU-s" if seconds else ""
     unknown = sum(c is None for c in costs.values())
     first = f"{plan.sweep.name}: {len(plan.identities)} runs, {len(done)} done, {len(plan.todo)} to run{total}"
     return "\n".join([first + (f" ({unknown} of unknown cost)" if unknown else ""), *lines])

@@ -98,9 +98,9 @@ def complete_rows(
     keys: Mapping[str, str] = {},  # id → key of the runs that rows name
 ) -> list[dict]:
     "Rows from before the notebook got a parameter, with its default, which has to be what the notebook did until then"
-    return [_completed(row, spec, keys) if _asked_anew(row, spec, keys) else row for row in rows]
+    return [_completed(row, spec, keys) if _recorded_anew(row, spec, keys) else row for row in rows]
 
-def _asked_anew(row: dict, spec: Parameters, keys: Mapping[str, str]) -> bool:
+def _recorded_anew(row: dict, spec: Parameters, keys: Mapping[str, str]) -> bool:
     "Whether today's notebook may give the question another key: it has more parameters, or the run that it builds on may"
     names = row["parameters"].split()
     needs = [row[n][4:] for n in names if row[n].startswith("run:")]
@@ -132,20 +132,20 @@ def _read_records(path: Path):
     "The records in a folder of runs as a table, those of unsaved code left out"
     import pandas as pd
     records = [read_record(p) for p in sorted(path.glob("*/run.json"))]
-    known = {json_digest(r["cards"]): r["cards"] for r in records if r.get("cards")}
-    return _with_cards(pd.DataFrame([record_row(r) for r in records if r.get("as_saved", True)]), known)
+    card_sets = {json_digest(r["cards"]): r["cards"] for r in records if r.get("cards")}
+    return _with_cards(pd.DataFrame([record_row(r) for r in records if r.get("as_saved", True)]), card_sets)
 
-def _with_cards(table, known: Mapping[str, dict]):
+def _with_cards(table, card_sets: Mapping[str, dict]):
     "The table with the claim cards that each run knew, as JSON text, in place of their digest"
     if "cards" not in table: return table
-    return table.assign(cards=[_cards_of(c, known) for c in table["cards"]])
+    return table.assign(cards=[_cards_of(c, card_sets) for c in table["cards"]])
 
-def _cards_of(cell: object, known: Mapping[str, dict]) -> str:
+def _cards_of(cell: object, card_sets: Mapping[str, dict]) -> str:
     "What a cell says of cards: nothing, their digest, or (in tables of before) the cards themselves"
     if not isinstance(cell, str): return "{}"
     if cell.startswith("{"): return cell
-    if cell not in known: raise TableError(f"cards.json has no {cell}, which a row beside it names: restore it from git")
-    return json.dumps(known[cell], sort_keys=True)
+    if cell not in card_sets: raise TableError(f"cards.json has no {cell}, which a row beside it names: restore it from git")
+    return json.dumps(card_sets[cell], sort_keys=True)
 
 _TEXT = dict.fromkeys(("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards"), str)  # never numbers
 
@@ -163,9 +163,9 @@ def _read_csv(path: Path):
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    known = _card_sets(path.parent)
+    card_sets = _card_sets(path.parent)
     table = pd.read_csv(io.StringIO(out.getvalue()), keep_default_na=False, na_values=[""], dtype=text)
-    return _with_cards(table, known)
+    return _with_cards(table, card_sets)
 
 def _declared(notebook: Path) -> Parameters:
     "The parameters of a notebook, as far as it is still there and can be read"
@@ -207,8 +207,8 @@ def write_table(
 def _columns(rows: list[dict]) -> list[str]:
     "Identity, parameters, results by name, circumstances"
     params = list(dict.fromkeys(n for r in rows for n in r["parameters"].split()))
-    known = {*ID_COLUMNS, *params, *RUN_COLUMNS}
-    return ID_COLUMNS + params + sorted({n for r in rows for n in r} - known) + RUN_COLUMNS
+    placed = {*ID_COLUMNS, *params, *RUN_COLUMNS}
+    return ID_COLUMNS + params + sorted({n for r in rows for n in r} - placed) + RUN_COLUMNS
 
 def _order(row: dict) -> tuple:
     "Sorts rows by their parameters, numbers as numbers"
@@ -284,9 +284,9 @@ def _settle_windows(folder: Path, rows: list[dict]) -> None:
 def _write(folder: Path, rows: list[dict], curves: list[dict], sets: dict[str, dict]) -> None:
     "Write a sweep's tables, the one of rows last"
     rows = sorted(rows, key=_order)
-    place, known = {r["id"]: i for i, r in enumerate(rows)}, {r["cards"] for r in rows}
+    place, used = {r["id"]: i for i, r in enumerate(rows)}, {r["cards"] for r in rows}
     curves = sorted((c for c in curves if c["id"] in place), key=lambda c: place[c["id"]])
-    sets = {d: dict(sorted(s.items())) for d, s in sorted(sets.items()) if d in known}
+    sets = {d: dict(sorted(s.items())) for d, s in sorted(sets.items()) if d in used}
     if sets or (folder / "cards.json").exists(): write_atomic(folder / "cards.json", json.dumps(sets, indent=0) + "\n")
     write_table(folder / "curves.csv", curves, ["id", "step", *sorted({n for c in curves for n in c} - {"id", "step"})])
     write_table(folder / "runs.csv", rows, _columns(rows))
@@ -338,9 +338,9 @@ def join_tables(
         if not (f / "curves.csv").exists(): raise TableError(_gone(f / "curves.csv"))
     with lock(folder):
         parts = [part for f in (folder, *others) for part in _parts(f)]
-        asked = {row["experiment"] for part in parts for row in part.rows}
-        if len(asked) > 1:
-            raise TableError(f"rows of {' and '.join(sorted(asked))}: tables of one sweep are joined, not of two")
+        experiments = {row["experiment"] for part in parts for row in part.rows}
+        if len(experiments) > 1:
+            raise TableError(f"rows of {' and '.join(sorted(experiments))}: tables of one sweep are joined, not of two")
         best = _latest(((row, part) for part in parts for row in part.rows), ("key", "corpus_sha256"), "started")
         for row, part in best: _take_windows(part, row, folder)
         curves = [c for row, part in best for c in part.curves if c["id"] == row["id"]]
@@ -380,15 +380,15 @@ def _parts(folder: Path) -> list[_Part]:
     "The tables of a folder; of either side where git left a conflict"
     names = ("runs.csv", "curves.csv", "cards.json", "executed.json", *_BESIDE)
     texts = [_sides(read_text(p) if p.exists() else "") for p in (folder / n for n in names)]
-    found, conflict = [], any(ours != theirs for ours, theirs in texts)
+    parts, conflict = [], any(ours != theirs for ours, theirs in texts)
     for stage, sides in zip((2, 3), zip(*texts)):
         text = dict(zip(names, sides))
         tables = {n: _parse_table(t, folder / n) for n, t in text.items() if n.endswith(".csv")}
         sets, executed = (_parse_side(text[n], folder / n) for n in ("cards.json", "executed.json"))
         beside = {name: tables[name] for name in _BESIDE}
-        found.append(_Part(folder, stage if conflict else 0, tables["runs.csv"], tables["curves.csv"], sets,
+        parts.append(_Part(folder, stage if conflict else 0, tables["runs.csv"], tables["curves.csv"], sets,
                            parse_executed(executed), beside))
-    return found if conflict else found[:1]
+    return parts if conflict else parts[:1]
 
 def _parse_side(text: str, path: Path) -> dict:
     "What one side of a JSON file says"

@@ -288,9 +288,9 @@ def check_ids(
         need = f"an answer of {width}, terminator included: sample at least {width}"
         raise ValueError(f"{ids.shape[-1]} characters cannot hold {need}")
     true = _ends(answer, width + 1, end, colon)  # the beginning of a text is as good as a colon
-    found = _ends(ids, width + 1, end, colon)
+    ends = _ends(ids, width + 1, end, colon)
     before = torch.arange(width, -1, -1, device=ids.device) > n[:, None] + 1  # whatever stands before the colon
-    return ((found == true[:, None]) | before[:, None]).all(-1)
+    return ((ends == true[:, None]) | before[:, None]).all(-1)
 
 # %% ../nbs/10_tasks.ipynb #tsrowsc
 class _Resumable(Iterator):
@@ -381,11 +381,11 @@ def distinct_items(
     keep: Callable[[Item], bool] | None = None,  # which of them; all by default
 ) -> list[Item]:
     "Different test questions, fewer than n where a task has no more"
-    generator, found = torch.Generator().manual_seed(seed), {}
+    generator, items = torch.Generator().manual_seed(seed), {}
     for _ in range(20):
-        found |= {i.prompt: i for i in task.sample(n, generator, "test") if keep is None or keep(i)}
-        if len(found) >= n: break
-    return list(found.values())[:n]
+        items |= {i.prompt: i for i in task.sample(n, generator, "test") if keep is None or keep(i)}
+        if len(items) >= n: break
+    return list(items.values())[:n]
 
 # %% ../nbs/10_tasks.ipynb #tssidec
 def side_of(

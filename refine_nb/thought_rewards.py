@@ -34,15 +34,15 @@ def improvement_reward(
 
 # %% ../nbs/23_thought_rewards.ipynb #tr1
 def append_answer(
-    found: Thoughts,
+    thoughts: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
 ) -> tuple[Int[Tensor, "b g n"], Bool[Tensor, "b g n"]]:
     "The same thoughts with the true answer behind them, and where it stands"
     place = torch.arange(answer.shape[1], device=answer.device)
-    at = (found.ids == end).int().argmax(-1, keepdim=True) + 1 + place  # (b, g, s)
-    room = max(0, int(at.max()) + 1 - found.ids.shape[-1])  # where shorter answers were expected
-    ids = F.pad(found.ids, (0, room), value=int(answer[0, -1])).scatter(-1, at, answer[:, None].expand_as(at))
+    at = (thoughts.ids == end).int().argmax(-1, keepdim=True) + 1 + place  # (b, g, s)
+    room = max(0, int(at.max()) + 1 - thoughts.ids.shape[-1])  # where shorter answers were expected
+    ids = F.pad(thoughts.ids, (0, room), value=int(answer[0, -1])).scatter(-1, at, answer[:, None].expand_as(at))
     nowhere = torch.zeros_like(ids, dtype=torch.bool)
     return ids, nowhere.scatter(-1, at, answer_mask(answer)[:, None].expand_as(at))
 
@@ -58,12 +58,12 @@ def written_logp(
 @torch.no_grad()
 def answer_logp(
     trunk: Prefix,  # prompts
-    found: Thoughts,
+    thoughts: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
 ) -> Float[Tensor, "b g"]:
     "Log-likelihood of the true answer after each thought, in nats"
-    ids, there = append_answer(found, answer, end)
+    ids, there = append_answer(thoughts, answer, end)
     return (written_logp(trunk, ids) * there).sum(-1)
 
 
@@ -116,37 +116,37 @@ class CoherenceScorer:
         self,
         model: ContextualGPT,
         prompt: Int[Tensor, "b t"],
-        found: Thoughts,
+        thoughts: Thoughts,
         answer: Int[Tensor, "b s"],  # true answers, terminator included
     ) -> Coherence:
         "Three parts for every thought"
-        trunk, n = Prefix(model, prompt), found.inside.sum(-1).clamp(min=1)
-        known = written_logp(Prefix(self.reference, prompt), found.ids)
-        likely = ((known * found.inside).sum(-1) / n).exp() * found.inside.any(-1)
-        gain = answer_logp(trunk, found, answer, self.end) - direct_logp(trunk, answer)[:, None]
+        trunk, n = Prefix(model, prompt), thoughts.inside.sum(-1).clamp(min=1)
+        reference = written_logp(Prefix(self.reference, prompt), thoughts.ids)
+        likely = ((reference * thoughts.inside).sum(-1) / n).exp() * thoughts.inside.any(-1)
+        gain = answer_logp(trunk, thoughts, answer, self.end) - direct_logp(trunk, answer)[:, None]
         predictive = (gain / answer_mask(answer).sum(-1, keepdim=True)).sigmoid()
-        return Coherence(self.similarity(model, prompt, found), likely, predictive)
+        return Coherence(self.similarity(model, prompt, thoughts), likely, predictive)
 
     def similarity(
         self,
         model: ContextualGPT,
         prompt: Int[Tensor, "b t"],
-        found: Thoughts,
+        thoughts: Thoughts,
     ) -> Float[Tensor, "b g"]:
         "Cosine of question and thought, centred over the batch, as a number in [0, 1]; 1/2 where either says nothing"
-        asked = (prompt != self.pad).cumsum(1) > 0
-        ids, inside = found.ids[..., 1:], found.inside[..., 1:]  # without the start symbol: read as a question is
+        real = (prompt != self.pad).cumsum(1) > 0
+        ids, inside = thoughts.ids[..., 1:], thoughts.inside[..., 1:]  # without the start symbol: read as a question is
         thought = _centred(model.hidden(ids.flatten(0, 1)), inside.flatten(0, 1)).unflatten(0, ids.shape[:2])
-        question = _centred(model.hidden(prompt), asked)[:, None]
+        question = _centred(model.hidden(prompt), real)[:, None]
         return (1 + F.cosine_similarity(question, thought, dim=-1)).float() / 2
 
 # %% ../nbs/23_thought_rewards.ipynb #tr3
 def thought_diversity(
-    found: Thoughts,
+    thoughts: Thoughts,
 ) -> float:
     "Mean divergence (edit distance as a share of the length) between the thoughts of one question"
     pairs = []
-    for ids, inside in zip(found.ids, found.inside):
+    for ids, inside in zip(thoughts.ids, thoughts.inside):
         texts = [row[keep].tolist() for row, keep in zip(ids, inside)]
         pairs += [normalized_edit_distance(a, b) for a, b in combinations(texts, 2)]
     return sum(pairs) / len(pairs) if pairs else 0.0

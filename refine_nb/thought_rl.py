@@ -49,25 +49,25 @@ class ThoughtRLConfig:
 def kl_to_warm_start(
     trunk: Prefix,  # of the policy
     reference: Prefix,  # of the frozen warm start, over the same prompts
-    found: Thoughts,
+    thoughts: Thoughts,
     logits: Float[Tensor, "b g n v"] | None = None,  # the policy's along the thoughts, where they are known
 ) -> Float[Tensor, ""]:
     "KL(π ‖ π₀) in nats, mean over the characters that were chosen"
-    logits = branch_logits(trunk, found.ids) if logits is None else logits
+    logits = branch_logits(trunk, thoughts.ids) if logits is None else logits
     with torch.no_grad():
-        ref = branch_logits(reference, found.ids).log_softmax(-1)
-    return kl_divergence(logits.log_softmax(-1), ref)[found.chosen].mean()
+        ref = branch_logits(reference, thoughts.ids).log_softmax(-1)
+    return kl_divergence(logits.log_softmax(-1), ref)[thoughts.chosen].mean()
 
 
 def published_kl(
     trunk: Prefix,  # of the policy
     reference: Prefix,  # of the frozen warm start, over the same prompts
-    found: Thoughts,
+    thoughts: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     end: int,  # the symbol after a thought
 ) -> Float[Tensor, ""]:
     "KL of the true answer behind each thought to the warm start's at once, nats, mean over the answer's characters"
-    ids, there = append_answer(found, answer, end)
+    ids, there = append_answer(thoughts, answer, end)
     with torch.no_grad():
         ref = branch_logits(reference, answer[:, None]).log_softmax(-1).expand(-1, ids.shape[1], -1, -1)
     inside = answer_mask(answer)[:, None].expand(ref.shape[:-1])
@@ -111,14 +111,14 @@ class ThoughtRL:
 def reward(
     self: ThoughtRL,
     trunk: Prefix,  # prompts
-    found: Thoughts,
+    thoughts: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     items: list[Item],
 ) -> tuple[Float[Tensor, "b g"], Bool[Tensor, "b g"]]:
     "What each thought earned, and whether its answer is right"
-    right = answers_correct(self.task, answer, found.ids, items)
+    right = answers_correct(self.task, answer, thoughts.ids, items)
     if self.cfg.reward == "gain":
-        return answer_logp(trunk, found, answer, self.thoughts.end) - direct_logp(trunk, answer)[:, None], right
+        return answer_logp(trunk, thoughts, answer, self.thoughts.end) - direct_logp(trunk, answer)[:, None], right
     if self.cfg.reward == "right": return right.float(), right
     at_once = generate(trunk, answer.shape[1], temperature=0.0)
     return improvement_reward(right, answers_correct(self.task, answer, at_once, items)[:, 0]), right
@@ -185,19 +185,19 @@ def __call__(
 
 
 @patch
-def thinking(self: ThoughtRL, found: Thoughts) -> Bool[Tensor, "b g n"]:
+def thinking(self: ThoughtRL, thoughts: Thoughts) -> Bool[Tensor, "b g n"]:
     "The thought and its end"
-    end = found.ids == self.thoughts.end
-    return found.inside | (end.cumsum(-1) == 1) & end
+    end = thoughts.ids == self.thoughts.end
+    return thoughts.inside | (end.cumsum(-1) == 1) & end
 
 
 @patch
-def _penalties(self: ThoughtRL, trunk, found, answer, logits) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+def _penalties(self: ThoughtRL, trunk, thoughts, answer, logits) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     "KL to the warm start behind the same thoughts, and what the loss takes in its place"
     reference, same = Prefix(self.reference, trunk.ids), self.cfg.kl_to == "same_thought"
-    kl = kl_to_warm_start(trunk, reference, found, logits if self.cfg.beta and same else logits.detach())
+    kl = kl_to_warm_start(trunk, reference, thoughts, logits if self.cfg.beta and same else logits.detach())
     if same or not self.cfg.beta: return kl, kl
-    return kl, published_kl(trunk, reference, found, answer, self.thoughts.end)
+    return kl, published_kl(trunk, reference, thoughts, answer, self.thoughts.end)
 
 # %% ../nbs/24_thought_rl.ipynb #rl7
 @patch
@@ -205,16 +205,16 @@ def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor
     "The policy's loss and the penalty"
     trunk = Prefix(model, prompt)
     write = ThoughtGenerator(self.thoughts, answer.shape[1], self.task.vocab["\n"])
-    found = write(trunk, generator=self.generator)
-    logits = branch_logits(trunk, found.ids)
-    reward, right = self.reward(trunk, found, answer, items)
+    thoughts = write(trunk, generator=self.generator)
+    logits = branch_logits(trunk, thoughts.ids)
+    reward, right = self.reward(trunk, thoughts, answer, items)
     adv, flat = self.advantage(reward)
-    mask = found.chosen
-    if self.cfg.reward == "gain": mask = mask & self.thinking(found)  # the drawn answer earned none of a gain
-    logp = logits.log_softmax(-1).gather(-1, found.ids[..., None])[..., 0]
+    mask = thoughts.chosen
+    if self.cfg.reward == "gain": mask = mask & self.thinking(thoughts)  # the drawn answer earned none of a gain
+    logp = logits.log_softmax(-1).gather(-1, thoughts.ids[..., None])[..., 0]
     loss, logged = -(adv * (logp * mask).sum(-1)).mean(), {}
     if self.reference:
-        kl, penalty = self._penalties(trunk, found, answer, logits)
+        kl, penalty = self._penalties(trunk, thoughts, answer, logits)
         logged["rl/kl_divergence"] = kl.item()
         if self.cfg.beta: loss = loss + self.cfg.beta * penalty
         if penalty is not kl: logged["rl/kl_penalty"] = penalty.item()
@@ -222,9 +222,9 @@ def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor
     self.count_episodes(flat, reward, len(prompt))
     if self.reference and self.episodes // 10 > tens:
         score = CoherenceScorer(self.reference, self.thoughts.end, self.task.vocab["\n"])
-        first = Thoughts(*(x[:, :1] for x in found))  # of one thought a question
+        first = Thoughts(*(x[:, :1] for x in thoughts))  # of one thought a question
         logged["rl/coherence"] = score(model, prompt, first, answer).composite.mean().item()
-    return loss, self._reward_metrics(reward) | logged | self._thought_metrics(found, right, flat, logits)
+    return loss, self._reward_metrics(reward) | logged | self._thought_metrics(thoughts, right, flat, logits)
 
 
 @patch
@@ -236,17 +236,17 @@ def _reward_metrics(self: ThoughtRL, reward) -> dict[str, float | int]:
 
 # %% ../nbs/24_thought_rl.ipynb #rl8
 @patch
-def _thought_metrics(self: ThoughtRL, found, right, flat, logits) -> dict[str, float | int]:
+def _thought_metrics(self: ThoughtRL, thoughts, right, flat, logits) -> dict[str, float | int]:
     "What was written: shares of thoughts, means, counts"
-    thought = found.chosen & self.thinking(found)
+    thought = thoughts.chosen & self.thinking(thoughts)
     entropies = entropy(logits.detach().log_softmax(-1)) * thought
-    answered = (found.chosen & ~found.inside & (found.ids == self.task.vocab["\n"])).any(-1)
-    count = int(found.chosen.sum())
+    answered = (thoughts.chosen & ~thoughts.inside & (thoughts.ids == self.task.vocab["\n"])).any(-1)
+    count = int(thoughts.chosen.sum())
     return dict(
         right=right.float().mean().item(),
-        cut=1 - found.ended.float().mean().item(),
+        cut=1 - thoughts.ended.float().mean().item(),
         answer_cut=1 - answered.float().mean().item(),
-        characters=found.inside.sum(-1).float().mean().item(),
+        characters=thoughts.inside.sum(-1).float().mean().item(),
         thought_entropy=entropies.sum().item() / max(1, int(thought.sum())),
         zero_variance=flat.float().mean().item(),
         generated=count,
@@ -256,13 +256,13 @@ def _thought_metrics(self: ThoughtRL, found, right, flat, logits) -> dict[str, f
 # %% ../nbs/24_thought_rl.ipynb #tl5
 def published_loss(
     trunk: Prefix,  # prompts, read with gradients
-    found: Thoughts,
+    thoughts: Thoughts,
     answer: Int[Tensor, "b s"],  # true answers, terminator included
     reward: Float[Tensor, "b g"],  # of each thought; its mean enters
     end: int,  # the symbol after a thought
 ) -> Float[Tensor, ""]:
     "The policy loss of Q4: cross-entropy of the answer, in nats a character, × mean reward"
-    ids, there = append_answer(found, answer, end)
+    ids, there = append_answer(thoughts, answer, end)
     logp = written_logp(trunk, ids)
     return -(logp * there).sum() / there.sum() * reward.mean()
 

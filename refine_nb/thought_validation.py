@@ -85,10 +85,10 @@ def _seconds(device: torch.device) -> float:
 
 
 def log_names(
-    found: dict[str, float],  # of `validate_thoughts`
+    metrics: dict[str, float],  # of `validate_thoughts`
 ) -> dict[str, float]:
     "A validation under the names of the log: accuracies as `val_…`, the rest as `rl/…`"
-    return {f"val_{k}" if k.startswith("accuracy") else f"rl/{k}": v for k, v in found.items()}
+    return {f"val_{k}" if k.startswith("accuracy") else f"rl/{k}": v for k, v in metrics.items()}
 
 # %% ../nbs/26_thought_validation.ipynb #tv4
 class TheaterFound(RuntimeError):

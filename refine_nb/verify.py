@@ -33,15 +33,15 @@ def project_root(
     root: str | Path = ".",  # a folder inside the project
 ) -> Path:
     "The project folder, refused where git cannot tell old commits"
-    found = _project_folder(root)
-    if git(found, "rev-parse", "HEAD") is None:
-        raise VerifyError(f"{found} has no git repository with a commit, and rows are held against commits")
-    return found
+    folder = _project_folder(root)
+    if git(folder, "rev-parse", "HEAD") is None:
+        raise VerifyError(f"{folder} has no git repository with a commit, and rows are held against commits")
+    return folder
 def _project_folder(root: str | Path) -> Path:
     "The project folder, refused where there is none"
-    found = find_root(root)
-    if found is None: raise VerifyError(f"{Path(root).resolve()}: no folder above it holds experiments/")
-    return found
+    folder = find_root(root)
+    if folder is None: raise VerifyError(f"{Path(root).resolve()}: no folder above it holds experiments/")
+    return folder
 
 # %% ../nbs/98_verify.ipynb #v22comp
 @dataclass
@@ -157,8 +157,8 @@ _STATES = ("current", "verified", "unverified", "changed")
 
 def _same_files(root: Path, commit: str, experiment: str) -> bool:
     "Whether neither the library nor the notebook has a changed byte since a commit"
-    own = ["refine_nb"] if package_of(root) != PACKAGE or root in PACKAGE.parents else []
-    return git(root, "diff", "--quiet", commit, "--", f"experiments/{experiment}.ipynb", *own) is not None
+    library = ["refine_nb"] if package_of(root) != PACKAGE or root in PACKAGE.parents else []
+    return git(root, "diff", "--quiet", commit, "--", f"experiments/{experiment}.ipynb", *library) is not None
 
 class States:
     "States of arms, against the code of today"
@@ -185,8 +185,8 @@ class States:
         "arm id → state"
         if not arms: return {}
         folder = self.root / "results" / arms[0].sweep
-        held, executed = {c["arm"]: c for c in read_table(folder / "verified.csv")}, _read_executed(folder)
-        return {arm.id: self.judge(arm, held.get(arm.id), executed.get(arm.id)) for arm in arms}
+        certificates, executed = {c["arm"]: c for c in read_table(folder / "verified.csv")}, _read_executed(folder)
+        return {arm.id: self.judge(arm, certificates.get(arm.id), executed.get(arm.id)) for arm in arms}
 
     def judge(self, arm: Arm, certificate: dict | None, names: frozenset | None) -> str:
         "State of one arm"
@@ -202,12 +202,12 @@ def row_states(
 ) -> dict[str, str]:
     "row id → current, verified, unverified or changed; a row shares the state of its arm"
     root = _project_folder(root)
-    states, found = States(root), {}
+    states, by_id = States(root), {}
     for name in [sweep] if sweep else recorded_sweeps(root):
         arms = arms_of(root, name)
         judged = states.of_sweep(arms)
-        found |= {row["id"]: judged[arm.id] for arm in arms for row in arm.rows}
-    return found
+        by_id |= {row["id"]: judged[arm.id] for arm in arms for row in arm.rows}
+    return by_id
 
 # %% ../nbs/98_verify.ipynb #v22cover
 def _changed_names(
@@ -294,9 +294,9 @@ def _unsettled(
     "Arms without a certificate that holds for today's code"
     states, left = States(work.root, work.code), set()
     for sweep in dict.fromkeys(a.sweep for a in arms):
-        held = {c["arm"] for c in read_table(work.root / "results" / sweep / "verified.csv")}
+        certified_arms = {c["arm"] for c in read_table(work.root / "results" / sweep / "verified.csv")}
         judged = states.of_sweep([a for a in arms if a.sweep == sweep])
-        left |= {id for id, state in judged.items() if state == "unverified" or id not in held}
+        left |= {id for id, state in judged.items() if state == "unverified" or id not in certified_arms}
     return [a for a in arms if a.id in left]
 
 def _certificate_line(
@@ -314,8 +314,8 @@ def certificate_summary(
 ) -> str:
     "What came of a verification, in a line"
     counts = {o: sum(r["outcome"] == o for r in made) for o in ("equal", "changed", "not run")}
-    said = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
-    return f"{len(made)} arms: {said}" if made else "nothing to verify: every certificate holds (--again runs them all)"
+    text = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
+    return f"{len(made)} arms: {text}" if made else "nothing to verify: every certificate holds (--again runs them all)"
 
 def count_states(
     root: str | Path = ".",  # a folder inside the project
@@ -323,9 +323,9 @@ def count_states(
     "How many rows of each sweep are in which state"
     states, lines, total = row_states(root), [], dict.fromkeys(_STATES, 0)
     for name in recorded_sweeps(_project_folder(root)):
-        held = [states[row["id"]] for arm in arms_of(_project_folder(root), name) for row in arm.rows]
-        total = {s: n + held.count(s) for s, n in total.items()}
-        lines.append((name, {s: held.count(s) for s in _STATES}))
+        row_list = [states[row["id"]] for arm in arms_of(_project_folder(root), name) for row in arm.rows]
+        total = {s: n + row_list.count(s) for s, n in total.items()}
+        lines.append((name, {s: row_list.count(s) for s in _STATES}))
     width = max(len(name) for name, _ in lines)
     told_of = lambda counts: "  ".join(f"{n:5} {s}" for s, n in counts.items())
     return "\n".join(f"{name:{width}}  {told_of(counts)}" for name, counts in [*lines, ("all", total)])
@@ -335,16 +335,16 @@ def certified(
     root: str | Path = ".",  # a folder inside the project
 ) -> tuple[dict[str, str], str]:
     "Row id → verified, unverified or changed by the certificates alone, and the day of the last one: what the board shows"
-    root, found, days = _project_folder(root), {}, {""}
+    root, by_id, days = _project_folder(root), {}, {""}
     words = {"equal": "verified", "changed": "changed"}
     for name in recorded_sweeps(root):
-        held = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
-        arms = arms_of(root, name) if held else []
-        found |= dict.fromkeys((row["id"] for row in read_table(root / "results" / name / "runs.csv")), "unverified")
-        outcomes = {arm.id: held.get(arm.id, {}).get("outcome") for arm in arms}
-        found |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms for row in arm.rows}
-        days |= {c["date"] for c in held.values()}
-    return (found, max(days)) if max(days) else ({}, "")
+        certificates = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
+        arms = arms_of(root, name) if certificates else []
+        by_id |= dict.fromkeys((row["id"] for row in read_table(root / "results" / name / "runs.csv")), "unverified")
+        outcomes = {arm.id: certificates.get(arm.id, {}).get("outcome") for arm in arms}
+        by_id |= {row["id"]: words.get(outcomes[arm.id], "unverified") for arm in arms for row in arm.rows}
+        days |= {c["date"] for c in certificates.values()}
+    return (by_id, max(days)) if max(days) else ({}, "")
 
 # %% ../nbs/98_verify.ipynb #v22check
 def changed_rows(

@@ -112,10 +112,10 @@ def test_rollouts_against_a_plain_rewriting(estimator, scale, kl):
     cfg, candidates = GRPOConfig(scale, partial_credit=0.2, beta=0.1, kl_estimator=kl), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2, n_samples=5, exhaustive_ratio=0.7)
     objective = RolloutGRPO(cfg, candidates, V, 3, reference, end=2)
     loss, _ = objective(model, windows)
-    ours, theirs = gradient(model, loss), gradient(model, plain_rollouts(model, objective.tries, scale, reference, 0.1, kl, 3))
+    ours, theirs = gradient(model, loss), gradient(model, plain_rollouts(model, objective.samples, scale, reference, 0.1, kl, 3))
     assert close(ours, theirs, 1e-4)
-    masked = objective.tries.weight == 0
-    for row, dead in zip(objective.tries.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
+    masked = objective.samples.weight == 0
+    for row, dead in zip(objective.samples.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
         ended = row.index(2) if 2 in row else 3
         assert dead[ended + 1 :] == [True] * len(dead[ended + 1 :]) and (all(dead) or not any(dead[: ended + 1]))
 
@@ -203,7 +203,7 @@ def test_baselines_of_chosen_and_drawn_characters(baseline):
     model, windows = tiny(), random_ids(6, 10)
     windows[:, -2] = model.log_probs(windows[:, :-2])[:, -1].argmax(-1)
     objective(model, windows)
-    tries = objective.tries
+    tries = objective.samples
     mean, others = (group_advantage(tries.reward, tries.weight[..., 0], "mean", b)[0] for b in ("mean", "leave_one_out"))
     guided = (tries.weight[..., 0] != 1 / 5).any(-1, keepdim=True)
     assert guided.sum() == 3
@@ -217,7 +217,7 @@ def test_partial_credit_along_branches():
     objective = RolloutGRPO(GRPOConfig(partial_credit=0.2), CandidateConfig("on_policy", n_samples=12), V, 3, reference)
     objective(tiny(), windows)
     seen = set()
-    for window, branches, rewards in zip(windows, objective.tries.ids, objective.tries.reward):
+    for window, branches, rewards in zip(windows, objective.samples.ids, objective.samples.reward):
         top = reference.log_probs(window[None, :-1])[0].topk(5).indices
         for branch, reward in zip(branches.tolist(), rewards.tolist()):
             right = next((i for i in range(3) if branch[i] != window[7 + i]), 3)
@@ -236,7 +236,7 @@ def ragged(batch, seed):
 def test_batches_of_an_update_count_by_their_weights():
     "Answers of several lengths in two batches: by `terms` the mean over all tries, which the mean of both means is not"
     (a, _, first), (b, _, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
-    adv, weight = (torch.cat([getattr(o.tries, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
+    adv, weight = (torch.cat([getattr(o.samples, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
     whole, terms = -(weight * adv).sum() / weight.sum(), [o.terms(dict(tokens=1)) for o in (first, second)]
     assert ((a * terms[0] + b * terms[1]) / sum(terms)).item() == pytest.approx(whole.item(), abs=1e-6)
     assert abs((a + b).item() / 2 - whole.item()) > 1e-4
@@ -247,8 +247,8 @@ def test_what_an_update_sums_and_what_it_takes_the_extremes_of():
     (_, a, first), (_, b, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
     how = dict(sum=sum, min=min, max=max)
     both = {name: how[kind]((a[name], b[name])) for name, kind in GRPO.reductions.items()}
-    reward = torch.cat([o.tries.reward.flatten() for o in (first, second)])
-    written = sum((o.tries.weight > 0).sum().item() for o in (first, second))
+    reward = torch.cat([o.samples.reward.flatten() for o in (first, second)])
+    written = sum((o.samples.weight > 0).sum().item() for o in (first, second))
     assert both == dict(tokens=7 * 3, generated=written, reward_min=reward.min().item(), reward_max=reward.max().item())
 
 
@@ -285,17 +285,17 @@ def test_several_epochs_over_one_exploration(form):
     "The second call keeps the tries, passes over the new batch, and sees ratios that have moved; the third explores again"
     model, objective = tiny(), form(GRPOConfig("none", num_iterations=2))
     objective(model, random_ids(2, 10))
-    tries = objective.tries
+    tries = objective.samples
     with pytest.raises(ValueError, match="take accumulate=1"): objective(model, random_ids(2, 10, seed=9))
     with torch.no_grad():
         for p in model.parameters(): p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
     state = objective.state_dict()
     loss, metrics = objective(model, random_ids(2, 10, seed=9))
-    assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0 and metrics["generated"] == metrics["tokens"] == 0
+    assert objective.samples is tries and metrics["clip_low"] + metrics["clip_high"] > 0 and metrics["generated"] == metrics["tokens"] == 0
     twin = form(GRPOConfig("none", num_iterations=2))
     twin.load_state_dict(state)
     assert torch.equal(twin(model, random_ids(2, 10))[0], loss)  # whichever batch is offered
-    assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.tries is not tries
+    assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.samples is not tries
 
 
 @pytest.mark.parametrize("form", [lambda cfg: PositionGRPO(cfg, CandidateConfig("on_policy"), V), lambda cfg: RolloutGRPO(cfg, CandidateConfig("on_policy"), V, 3)])

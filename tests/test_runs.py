@@ -93,9 +93,9 @@ def test_a_copy_that_keeps_the_old_name_is_refused(project, monkeypatch):
     copy = write_notebook(project / "experiments" / "copy.ipynb", [*toy_cells(), ("x = 1", [])])
     request = project / "request.json"
     request.write_text(json.dumps({"notebook": str(copy), "runs": str(project / "runs"), "needs": {}}))
-    monkeypatch.setenv(records.REQUEST, str(request))
+    monkeypatch.setenv(records.REQUEST_VARIABLE, str(request))
     with pytest.raises(ParameterError, match=r"copy.ipynb calls start_run\('toy'\).*write start_run\('copy', …\)"): start(project)
-    monkeypatch.delenv(records.REQUEST)
+    monkeypatch.delenv(records.REQUEST_VARIABLE)
     monkeypatch.setenv("JPY_SESSION_NAME", "experiments/copy.ipynb")
     monkeypatch.setattr(records, "_history", lambda: ["x = 1"])
     with pytest.raises(ParameterError, match="copy.ipynb calls start_run"): start(project)

@@ -389,7 +389,7 @@ def test_an_error_of_the_driver_costs_no_run(toy, monkeypatch, capsys, name, err
 
 def test_a_table_that_cannot_be_written_once_is_written_later(toy, monkeypatch):
     from refine_nb import execute
-    calls, whole = [], execute.merge
+    calls, whole = [], execute.merge_records
 
     def merge_fails_first(*args, **kwargs):
         calls.append(args)

@@ -928,7 +928,7 @@ def test_word_problems_are_judged_and_named(tmp_path):
     torch.manual_seed(3)  # of the session: of no account
     whole = run_warm_start(tmp_path / "b", ("word_problems", 1), **short)
     assert [r["loss"] for r in broken.rows] == [r["loss"] for r in whole.rows] and all(torch.equal(p, q) for p, q in zip(broken.model.parameters(), whole.model.parameters()))
-    assert whole.found["gsm8k_accuracy"] == whole.found["accuracy_greedy"] and len(whole.rows) == 6
+    assert whole.metrics["gsm8k_accuracy"] == whole.metrics["accuracy_greedy"] and len(whole.rows) == 6
     with pytest.raises(ValueError, match="another run: direct"): run_warm_start(tmp_path / "a", ("word_problems", 1), direct=0.25, **short)
     done = run_reinforcement(tmp_path / "rl", whole.file, ("word_problems", 1), whole.thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
     assert {"rl/gsm8k_accuracy", "rl/coherence", "rl/attention_logit_max"} <= set(done.rows[-1]) and done.final["gsm8k_accuracy"] == done.final["accuracy_greedy"]
