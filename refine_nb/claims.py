@@ -19,6 +19,7 @@ from ._evidence import METRICS, Number, Open, Shape, over_seeds, over_windows, s
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
+from ._replications import read_replications, replications_page
 from ._sources import read_sources, sources_page
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import IDENTITY, TAIL, ParameterError, read_parameters
@@ -314,12 +315,19 @@ def write_claims(
     title = "The board: every claim and its verdict"
     files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
     files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
-    if (ledger := top / "experiments" / "sources.yaml").exists():
-        said = {id: v.verdict for id, v in verdicts.items()}
-        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, said), said)
+    files |= _ledger_pages(top, verdicts)
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, files[path])
     if past and not check: write_history(past)
     return list(verdicts.values()), [str(p.relative_to(top)) for p in differ] if check else []
+
+def _ledger_pages(top: Path, verdicts: Mapping[str, Verdict]) -> dict[Path, str]:
+    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
+    states = {id: v.verdict for id, v in verdicts.items()}
+    numbers = {id: v.why for id, v in verdicts.items()}
+    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, states), states),
+             "replications": lambda ledger: replications_page(read_replications(ledger, states), states, numbers)}
+    ledgers = {name: top / "experiments" / f"{name}.yaml" for name in pages}
+    return {top / "nbs" / f"{n}.qmd": pages[n](path) for n, path in ledgers.items() if path.exists()}
