@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
 from ._board import Verdict, kept, board, piloted
 from ._errors import unknown_name
 from ._evidence import METRICS, Number, Undecided, Shape, over_seeds, over_windows, select_rows
@@ -24,6 +23,7 @@ from .cards import SEED_TESTS, CardError, card_hash, read_cards, accept_region, 
 from .parameters import ID_COLUMNS, RUN_COLUMNS, ParameterError, read_parameters
 from .statistics import Interval, holm, sign_flip_p
 from .tables import read_runs
+from ._replications import read_replications, replications_page
 
 # %% ../nbs/95_claims.ipynb #c21ver1
 def decide(
@@ -314,12 +314,19 @@ def write_claims(
     title = "The board: every claim and its verdict"
     files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
     files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
-    if (ledger := top / "experiments" / "sources.yaml").exists():
-        words = {id: v.verdict for id, v in verdicts.items()}
-        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, words), words)
+    files |= _ledger_pages(top, verdicts)
     differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
         path.parent.mkdir(exist_ok=True)
         write_atomic(path, files[path])
     if past and not check: write_history(past)
     return list(verdicts.values()), [str(p.relative_to(top)) for p in differ] if check else []
+
+def _ledger_pages(top: Path, verdicts: Mapping[str, Verdict]) -> dict[Path, str]:
+    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
+    states = {id: v.verdict for id, v in verdicts.items()}
+    numbers = {id: v.why for id, v in verdicts.items()}
+    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, states), states),
+             "replications": lambda ledger: replications_page(read_replications(ledger, states), states, numbers)}
+    ledgers = {name: top / "experiments" / f"{name}.yaml" for name in pages}
+    return {top / "nbs" / f"{n}.qmd": pages[n](path) for n, path in ledgers.items() if path.exists()}
