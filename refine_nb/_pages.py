@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.axes import Axes
 
-from .plots import band, spread, summary_table, theme, words
+from .plots import _band, _spread, axis_label, summary_table, theme
 
 ROWS = 12  # of a table before it folds
 WIDTH = 7.5  # inches of a figure: at 96 pixels an inch, the column of the site
@@ -83,7 +83,7 @@ def show_table(
 
 
 def show_verdicts(
-    verdicts: Mapping[str, object],  # id → verdict, as `judge_all` gives them
+    verdicts: Mapping[str, object],  # id → verdict, as `judge_cards` gives them
 ) -> None:
     "How many cards of a study came out how, and the cards behind a fold"
     counts = Counter(v.verdict for v in verdicts.values())
@@ -153,7 +153,7 @@ def draw_arms(
         ax.scatter(runs, [place + 0.25] * len(runs), **circles)
         right = dict(xycoords=ax.get_yaxis_transform(), va="center", fontsize=9, annotation_clip=False)
         ax.annotate(number(row["mean"], digits), (1.01, place), **right)
-    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label or words(y))
+    ax.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label or axis_label(y))
     ax.grid(axis="x", color="0.92", zorder=0)
     ax.tick_params(axis="y", length=0)
 
@@ -188,13 +188,13 @@ def draw_curves(
         control = name in controls
         colour = colours.get(name) or next(greys if control else free)
         for _, run in group.groupby("id"): ax.plot(run[x], run[y], color=colour, alpha=0.3, linewidth=0.7)
-        mean = band(group, x, y, "id")
+        mean = _band(group, x, y, "id")
         ax.plot(mean.index, mean["mean"], color=colour, linewidth=1.8, linestyle="--" if control else "-",
                 marker="s" if control else "D", markersize=4, markevery=max(1, len(mean) // 6))
         low, high = (mean[edge].clip(*bounds) for edge in ("low", "high"))
         ax.fill_between(mean.index, low, high, color=colour, alpha=0.15, linewidth=0)
         ends[name] = (mean.index[-1], mean["mean"].iloc[-1], colour)
-    ax.set(xlabel=words(x), ylabel=words(y))
+    ax.set(xlabel=axis_label(x), ylabel=axis_label(y))
     if names: _name_ends(ax, ends)
 
 
@@ -202,7 +202,7 @@ def _name_ends(ax: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     "Each line's name to the right of the axes, in its colour"
     low, high = ax.get_ylim()
     gap = 15 / (ax.get_window_extent().height * 72 / ax.figure.dpi) * (high - low)
-    places = spread([y for _, y, _ in ends.values()], gap)
+    places = _spread([y for _, y, _ in ends.values()], gap)
     for (name, (x, y, colour)), at in zip(ends.items(), places):
         line = dict(arrowstyle="-", color=colour, linewidth=0.6, alpha=0.5)
         how = dict(textcoords=ax.get_yaxis_transform(), va="center", color=colour, fontsize=9, arrowprops=line)
