@@ -5,7 +5,7 @@ from pathlib import Path
 from ._errors import unknown_name
 from ._sources import card_link, table_row, verdict_of
 from .cards import CardError
-from .parameters import ParameterError, strict_yaml
+from .parameters import ParameterError, parse_yaml
 
 FIELDS = ("name", "published", "source", "link", "margin", "fixed", "cards", "departs")
 REPLIED = {"reproduced": "replicated", "refuted": "not replicated"}
@@ -19,7 +19,7 @@ def read_replications(
     cards: Mapping[str, str],  # id → verdict of every card
 ) -> list[dict]:
     "The entries as written; refused where a field is missing or a card is unknown"
-    try: entries = strict_yaml(path.read_text(encoding="utf-8"), str(path))
+    try: entries = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     for entry in entries:
         missing = [f for f in FIELDS if not entry.get(f)]
@@ -38,7 +38,7 @@ def replications_page(
     "The page as markdown: one table, then what each entry departs in"
     title = "---\ntitle: \"Replications: figures that others have published\"\n---"
     head = ["published", "here", "margin", "verdict"]
-    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"], _verdict(e, cards)]
+    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"], f"**{_verdict(e, cards)}**"]
             for e in entries]
     table = "\n".join(map(table_row, [head, ["---"] * len(head), *rows]))
     return "\n\n".join([title, GUIDE, table, *(_section(e, cards) for e in entries)]) + "\n"
@@ -50,9 +50,10 @@ def _measured(entry: Mapping, numbers: Mapping[str, str]) -> str:
 
 
 def _verdict(entry: Mapping, cards: Mapping[str, str]) -> str:
-    "In the words of a replication"
+    "In the words of a replication; no verdict where the published effect itself is not tried"
+    if entry.get("untried"): return "not tried"
     verdict = verdict_of(entry, cards)
-    return f"**{REPLIED.get(verdict, verdict)}**"
+    return REPLIED.get(verdict, verdict)
 
 
 def _section(entry: Mapping, cards: Mapping[str, str]) -> str:
