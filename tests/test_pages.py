@@ -57,7 +57,7 @@ def test_a_whole_site_has_no_complaints(site):
     ("![words](figure.png)", "there is no figure.png"),
     ("![](https://example.org/x.png)", "1 pictures have no words"),
     ("<img src='https://example.org/x.png'>", "1 pictures have no words"),
-    ("<div>\n\nnever closed", "is never closed"),
+    ("<div>\n\nnever closed", "unclosed"),
     ("closed </details>", "closes nothing"),
     ("a symbol <SOT> of ours", "<sot> is no element"),
     ("read from /home/someone/text.txt", "shows a path of some machine: /home/someone"),

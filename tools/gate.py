@@ -52,21 +52,21 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs):
         told = dict(attrs)
         if tag not in ELEMENTS: self.wrong.append(f"<{tag}> is no element of HTML; in prose it would vanish, in `code` it stays")
-        if tag not in VOID: self.open.append(tag)
+        if tag not in VOID and tag in ELEMENTS: self.open.append(tag)
         if "id" in told: self.ids.add(told["id"])
         self.targets += [told[name] for name in ("href", "src") if told.get(name)]
         self.mute += tag == "img" and not told.get("alt")
 
     def handle_startendtag(self, tag, attrs):
         self.handle_starttag(tag, attrs)
-        if tag not in VOID: self.open.pop()
+        if tag not in VOID and tag in ELEMENTS: self.open.pop()
 
     def handle_endtag(self, tag):
         if self.open and self.open[-1] == tag: self.open.pop()
         elif tag in self.open:
             self.wrong.append(f"</{tag}> closes before <{self.open[-1]}>")
             while self.open.pop() != tag: pass
-        else: self.wrong.append(f"</{tag}> closes nothing")
+        elif tag in ELEMENTS: self.wrong.append(f"</{tag}> closes nothing")
 
 
 @dataclass
