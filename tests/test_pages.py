@@ -103,10 +103,16 @@ def test_cells_that_say_or_hide_it_are_let_through(site, cell):
     assert gate.check_site(site) == []
 
 
-def test_a_page_may_have_as_many_long_lines_and_wordless_pictures_as_it_had(site):
+def test_a_formula_that_cannot_be_shown_is_found(site):
+    write(site / "index.ipynb", "# Home\n\n$x_1 + \\frac{1}{2$")
+    found = gate.check_site(site)
+    assert len(found) == 1 and "Could not convert TeX math" in found[0]
+
+
+def test_long_lines_and_wordless_pictures_may_be_as_many_as_they_were(site):
     write(site / "01_data.ipynb", "# Data\n\n## Words", code(f"x = {'1' * 120}\ny = {'1' * 120}"), code("draw()", PICTURE))
-    assert gate.check_site(site, {"01_data": 2}, {"01_data": 1}) == []
-    assert len(gate.check_site(site, {"01_data": 1}, {"01_data": 0})) == 2
+    assert gate.check_site(site, 2, {"01_data": 1}) == []
+    assert len(gate.check_site(site, 1, {"01_data": 0})) == 2
 
 
 def test_a_markdown_page_belongs_to_the_site(site):
@@ -173,6 +179,11 @@ def test_a_page_hides_what_says_so_and_names_no_module_in_signatures(trigram):
     text = "\n".join("".join(cell["source"]) for cell in trigram)
     assert "default_exp" not in text and "nbdev_export" not in text and "import pytest" not in text
     assert "__main__" not in text and "jaxtyping.Int" not in text and "ids:Int[Tensor, 'b t']" in text
+
+
+def test_private_definitions_are_found_by_links(trigram):
+    sources = ["".join(cell["source"]) for cell in trigram]
+    assert any("[]{#_grow}" in text for text in sources), "the name of a private definition in prose is a link of nbdev's"
 
 
 def test_definitions_of_one_cell_keep_their_order(trigram):

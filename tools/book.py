@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from fastcore.foundation import L
-from fastcore.nbio import read_nb, write_nb
+from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev import processors as nbdev
 from nbdev.config import get_config
 from nbdev.frontmatter import FrontmatterProc
@@ -51,10 +51,18 @@ def anywhere(text: str) -> str:
     return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
 
 
-def names_in(source: str) -> list[str]:
+def definitions(source: str) -> list[ast.AST]:
     "What a cell defines at its top level"
-    definitions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [node.name for node in ast.parse(source).body if isinstance(node, definitions)]
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return [node for node in ast.parse(source).body if isinstance(node, kinds)]
+
+
+def private_anchors(cell: dict) -> str:
+    "What links can name of an exported cell's private definitions, which have no heading; nbdev links their names in prose"
+    if cell.cell_type != "code" or not EXPORTS & (cell.directives_ or {}).keys(): return ""
+    found = [node for node in definitions(cell.source) if node.name.startswith("_") and not node.name.startswith("__")]
+    names = [name for node in found for name in L(nbdev.showdoc_nm(node))]
+    return " ".join(f"[]{{#{name.lower()}}}" for name in names)
 
 
 class ShowDefinitions(Processor):
@@ -77,7 +85,7 @@ class FoldSource(Processor):
     def cell(self, cell):
         if cell.cell_type != "code" or not EXPORTS & cell.directives_.keys() or not cell.source.strip(): return
         cell.source = re.sub(r"^#\|\s*exports?i?\b.*\n", "", cell.source, flags=re.M)
-        names = names_in(cell.source)
+        names = [node.name for node in definitions(cell.source)]
         fold, summary = ("show", f"Source: {', '.join(names[:3])}{' …' * (len(names) > 3)}") if names else ("true", "Source")
         cell.source = f'#| code-fold: {fold}\n#| code-summary: "{summary}"\n{cell.source}'
 
@@ -99,6 +107,8 @@ class ReferenceFirst(Processor):
         cells, place = [], 0
         for cell in self.nb.cells:
             shows = getattr(cell, "has_sd", False)
+            anchors = private_anchors(cell)
+            if anchors: cells.append(mk_cell(anchors, "markdown"))
             place = place if shows else len(cells)  # nbdev lists the last definition of a cell first
             cells.insert(place, cell)
         self.nb.cells = cells

