@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from ._board import Verdict, kept, page, piloted
+from ._board import Evidence, Verdict, board_data, kept, piloted, read_choice, result_page
+from ._board_page import board_qmd, claims_md
 from ._errors import unknown_name
 from ._evidence import METRICS, Number, Open, Shape, over_seeds, over_windows, select
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
-from ._sources import read_sources, sources_page
+from ._sources import cited, read_sources, sources_page, verdict_of
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import IDENTITY, TAIL, ParameterError, read_parameters
 from .statistics import Interval, holm, sign_flip_p
@@ -300,26 +301,41 @@ def verdict_table(
     return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% ../nbs/95_claims.ipynb #c21page1
+def _evidence(
+    root: Path,                       # the project's folder
+    verdicts: Mapping[str, Verdict],  # of all cards, by id
+    states: Mapping[str, str],        # row id → state
+    verified: str,                    # when they were verified
+) -> tuple[Evidence, dict[str, str]]:
+    "What the board is made from, and the text of the page of sources, by path"
+    studies = {id: study_of(root, v.card["sweep"]) for id, v in verdicts.items()}
+    said = {id: v.verdict for id, v in verdicts.items()}
+    shown = root / "experiments" / "board.yaml"
+    choice = read_choice(shown, verdicts) if shown.exists() else {}
+    pages = {s: result_page(root, s, choice.get("pages", {})) for s in set(studies.values())}
+    ledger, sources = root / "experiments" / "sources.yaml", {}
+    if ledger.exists(): sources = read_sources(ledger, said)
+    sentences = {c["number"]: verdict_of(c, said) for s in sources.values() for c in s["claims"]}
+    text = {"nbs/sources.qmd": sources_page(sources, said)} if sources else {}
+    return Evidence(verdicts, studies, sentences, cited(sources), choice, pages, states, verified), text
+
 def write_claims(
     root: str | Path = ".",           # anywhere inside the project
     check: bool = False,              # write nothing
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write history, CLAIMS.md, the board and the page of sources; returns verdicts and, checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md, the board with its data and the sources; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_all(root, past=past)
-    text = page(verdicts, {id: study_of(top, v.card["sweep"]) for id, v in verdicts.items()}, states, verified)
-    title = "The board: every claim and its verdict"
-    files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
-    files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
-    if (ledger := top / "experiments" / "sources.yaml").exists():
-        said = {id: v.verdict for id, v in verdicts.items()}
-        files[top / "nbs" / "sources.qmd"] = sources_page(read_sources(ledger, said), said)
-    differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    evidence, files = _evidence(top, verdicts, states, verified)
+    data = board_data(evidence)
+    files = {"CLAIMS.md": claims_md(data), "nbs/board.qmd": board_qmd(data)} | files
+    files["nbs/board.json"] = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    differ = [p for p, text in files.items() if not (top / p).exists() or (top / p).read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, files[path])
+        (top / path).parent.mkdir(exist_ok=True)
+        write_atomic(top / path, files[path])
     if past and not check: write_history(past)
-    return list(verdicts.values()), [str(p.relative_to(top)) for p in differ] if check else []
+    return list(verdicts.values()), differ if check else []
