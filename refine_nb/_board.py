@@ -110,8 +110,8 @@ def board_data(
     "The board as plain data, which is also board.json"
     used = {id for v in e.verdicts.values() for id in v.rows}
     good = sum(e.states.get(id) in ("current", "verified") for id in used)
-    groups = {"sentences of the sources": [v for id, v in e.verdicts.items() if id in e.cited],
-              "own forecasts and controls": [v for id, v in e.verdicts.items() if id not in e.cited]}
+    groups = {"cards on sentences of the sources": [v for id, v in e.verdicts.items() if id in e.cited],
+              "cards on own forecasts and controls": [v for id, v in e.verdicts.items() if id not in e.cited]}
     order = sorted(e.verdicts, key=lambda id: (e.studies[id], id))
     return {
         "verified": {"rows": good, "of": len(used), "date": e.verified} if e.states else None,
@@ -189,13 +189,14 @@ def _spoken(i, unit: str, signed: bool) -> str:
     "A mean with its interval and how many random seeds; equal numbers have no interval"
     mean = f"{_scaled(i.mean, unit, signed)} {unit}".strip()
     if i.low == i.high: return f"{mean} (all {i.n})" if i.n > 1 else mean
-    return f"{mean} ({_scaled(i.low, unit, signed)} … {_scaled(i.high, unit, signed)}, n = {i.n})"
+    return f"{mean} ({_scaled(i.low, unit, signed)} … {_scaled(i.high, unit, signed)}, n = {i.n})"
 
 
 def _region(rule: Mapping, unit: str) -> str:
     "The claimed region in words"
     if rule.get("at_least") == 0: return "above the control"
     if rule.get("at_most") == 0: return "below the control"
+    if rule.get("at_least") == 1 and unit.startswith("%"): return f"100 {unit}"
     low, high = (_scaled(x, unit) if math.isfinite(x) else "" for x in region(rule))
     said = f"{low} … {high}" if low and high else f"≥ {low}" if low else f"≤ {high}"
     return f"{said} {unit}".strip()

@@ -3,17 +3,18 @@ from collections.abc import Callable, Mapping
 
 from ._board import GRADES, WORDS
 
-MARKS = dict(zip(WORDS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))
+DOTS = dict(zip(WORDS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))   # in CLAIMS.md, where a code host shows no other colour
+MARKS = dict(zip(WORDS, ("✔", "✘", "≈", "○", "○", "†", "–")))  # on the site, where nbs/styles.css colours them
 TITLE = "The board: every claim and its verdict"
 _GUIDE = """A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb) explains the tests.
 
-- 🟢 **reproduced**: the whole 95 % interval lies in the claimed region, against every control.
-- 🔴 **refuted**: the region is excluded, and the opposite is shown, or an effect of another size.
+- **reproduced**: the whole 95 % interval lies in the claimed region, against every control.
+- **refuted**: the region is excluded, and the opposite is shown, or an effect of another size.
   With k controls the interval has level 1 − 0.05/k.
-- 🟠 **no effect found**: the interval contains zero and lies within a margin, the smallest effect that the card claims.
-- ⚪ **nothing could be seen**: arm and control are closer to the metric's bound than the claimed effect is large.
-- 🟤 **post hoc**: an answer to the same question was recorded before the card. Only fresh random seeds can settle it.
-- ⚫ **retired**: the number is a time, which processors differ in by up to two. ⚪ **open**: anything else.
+- **no effect found**: the interval contains zero and lies within a margin, the smallest effect that the card claims.
+- **nothing could be seen**: arm and control are closer to the metric's bound than the claimed effect is large.
+- **post hoc**: an answer to the same question was recorded before the card. Only fresh random seeds can settle it.
+- **retired**: the number is a time, which processors differ in by up to two. **open**: anything else.
 
 Grades: **A** predicted and kept, **B** confirmed and kept, **C** decided but lost.
 *Kept*: Holm's rule agrees when all cards of a study are one family; the corrected p-value stands beside it.
@@ -25,16 +26,6 @@ _DATA = """## As data
 [board.json](board.json) holds all of this: `sentences` (verdict → how many), `cards_by_verdict`, `rows` (the table above)
 and `cards`. A card there has its claim, sources, verdict, grade, numbers with intervals, study, page and how it was judged.
 `refine-nb claims` writes it, and `refine-nb claims --check` fails where it is not what the results say."""
-_STYLE = """```{=html}
-<style>
-.v { font-weight: 600; white-space: nowrap; }
-.v-reproduced { color: #1b7f3b; } .v-refuted { color: #c0392b; } .v-no-effect-found { color: #b06000; }
-.quarto-dark .v-reproduced { color: #6fd08c; } .quarto-dark .v-refuted { color: #ff8b7e; }
-.quarto-dark .v-no-effect-found { color: #f0b060; }
-.board-card { border-left: 3px solid #8884; padding-left: .8em; margin: 1.2em 0; overflow-wrap: anywhere; }
-#board-filter { display: flex; flex-wrap: wrap; gap: .5em; margin: 1em 0; }
-</style>
-```"""
 _SCRIPT = """```{=html}
 <script>
 // A filter for the cards; without it the page is complete, only folded.
@@ -84,7 +75,7 @@ def claims_md(
 ) -> str:
     "CLAIMS.md: the same board as the site's, links as seen from the top of the repository"
     links = lambda text: text.replace("](95_claims", "](nbs/95_claims").replace("](board.json)", "](nbs/board.json)")
-    head = [f"# {TITLE}", _written(), summary(data, "nbs/", "#"), links(_GUIDE), links(_DATA), "## All cards"]
+    head = [f"# {TITLE}", _written(), summary(data, "nbs/", _dotted), links(_GUIDE), links(_DATA), "## All cards"]
     return "\n\n".join([*head, *_studies(data, _plain_card)]) + "\n"
 
 
@@ -93,65 +84,64 @@ def board_qmd(
 ) -> str:
     "The site's page: the table, then a filter and the folded cards"
     front = f"---\ntitle: \"{TITLE}\"\ntoc-depth: 2\n---"
-    head = [front, _STYLE, summary(data, "", "#", _coloured), _fold("What the words mean", _GUIDE), "## All cards"]
+    head = [front, summary(data, "", _coloured), _fold("What the words mean", _GUIDE), "## All cards"]
     return "\n\n".join([*head, '::: {#board-filter}\n:::', *_studies(data, _site_card), _DATA, _SCRIPT, _written()]) + "\n"
 
 
 def hook(
-    data: Mapping,    # from `board_data`
-    board: str = "",  # where the counts link to
+    data: Mapping,                        # from `board_data`
+    folder: str = "",                     # of the pages, seen from the reader
+    marked: Callable[[str], str] | None = None,  # a verdict as markdown
 ) -> str:
     "The verdicts on the sentences of the sources, in one sentence"
     said = data["sentences"]
     judged = sum(n for word, n in said.items() if word != "no card")
-    parts = [f"{MARKS[w]} {said[w]} {w}" for w in WORDS if said.get(w)]
-    total = f"[{judged} claims]({board})" if board else f"{judged} claims"
-    return f"Of {total} of the source documents that could be tested: **{', '.join(parts)}**."
+    parts = [f"**{said[w]}** {(marked or _coloured)(w)}" for w in WORDS if said.get(w)]
+    return f"{judged} claims of [the source documents]({folder}sources.qmd) were tested: {', '.join(parts)}."
 
 
 def front_table(
-    data: Mapping,    # from `board_data`
-    folder: str = "", # where the pages are, seen from the reader
+    data: Mapping,     # from `board_data`
+    folder: str = "",  # where the pages are, seen from the reader
 ) -> str:
     "The headline findings for the first page"
-    rows = [row for row in data["rows"] if row["front"]]
-    lines = ["| claim | claimed | measured | control | verdict |", "|---|---|---|---|---|"]
-    for row in rows:
-        verdict = f"[{_marked(row['verdict'])}{_graded(row)}](board.qmd#{row['card']})"
-        lines.append(_line([_claim(row, folder), row["claimed"], row["measured"], row["control"] or "the figure itself", verdict]))
+    lines = ["| claim | claimed | measured (95 % interval, random seeds) | control | verdict |", _widths(34, 12, 26, 16, 12)]
+    for row in data["rows"]:
+        if not row["front"]: continue
+        verdict = f"[{_coloured(row['verdict'])}](board.qmd#{row['card']}){_graded(row)}"
+        lines.append(_line([_claim(row, folder), row["claimed"], row["measured"], row["control"], verdict]))
     return "\n".join(lines)
 
 
 def summary(
-    data: Mapping,                            # from `board_data`
-    folder: str,                              # of the pages, seen from this one
-    cards: str,                               # what stands before a card's anchor
-    marked: Callable[[str], str] | None = None,  # a verdict as markdown
+    data: Mapping,                 # from `board_data`
+    folder: str,                   # of the pages, seen from this one
+    marked: Callable[[str], str],  # a verdict as markdown
 ) -> str:
     "Counts, and the one table that a person reads"
-    marked = marked or _marked
-    lines = ["| method | claim | claimed | measured | strongest control | verdict | grade |", "|---|---|---|---|---|---|---|"]
+    lines = ["| method | claim | claimed | measured | strongest control | verdict | grade |", _widths(10, 32, 12, 24, 18, 13, 6)]
     method = ""
     for row in data["rows"]:
         shown, method = ("" if row["method"] == method else f"**{row['method']}**"), row["method"]
-        verdict = f"{marked(row['verdict'])} [card]({cards}{row['card']})"
-        lines.append(_line([shown, _claim(row, folder), row["claimed"], row["measured"], row["control"] or "—", verdict, row["grade"]]))
+        cells = [shown, _claim(row, folder), row["claimed"], row["measured"], row["control"] or "—"]
+        lines.append(_line([*cells, f"[{marked(row['verdict'])}](#{row['card']})", row["grade"]]))
     checked = data["verified"]
-    rows = f"**{checked['rows']} of {checked['of']} rows verified** ({checked['date']})." if checked else ""
-    counted = _fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data))
-    first = hook(data, f"{folder}sources.qmd") if data["sentences"] else ""
-    return "\n\n".join(filter(None, [first, rows, "\n".join(lines), counted]))
+    rows = f"{checked['rows']} of {checked['of']} rows behind the cards are verified ({checked['date']})." if checked else ""
+    counted = _fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data, marked))
+    first = hook(data, folder, marked) if data["sentences"] else ""
+    return "\n\n".join(filter(None, [f"{first} {rows}".strip(), "\n".join(lines) if data["rows"] else "", counted]))
 
 
-def _counts(data: Mapping) -> str:
+def _counts(data: Mapping, marked: Callable[[str], str]) -> str:
     "Cards of each verdict, those on sentences of the sources apart from our own"
-    lines = ["| cards on | verdict | all | predicted | kept by Holm |", "|---|---|---|---|---|"]
+    lines = ["| | verdict | all | predicted | kept by Holm |", "|---|---|---|---|---|"]
+    said = data["sentences"]
+    lines += [_line(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*WORDS, "no card") if said.get(w)]
     for group, words in data["cards_by_verdict"].items():
         for word, n in words.items():
-            if n["all"]: lines.append(_line([group, _marked(word), n["all"], n["predicted"],
-                                             f"{n['kept']} of {n['tried']}" if n["tried"] else "—"]))
-    said = [["sentences themselves", f"{MARKS.get(w, '')} {w}".strip(), n, "", ""] for w, n in data["sentences"].items()]
-    return "\n".join([*lines, *map(_line, said)])
+            held = f"{n['kept']} of {n['tried']}" if n["tried"] else "—"
+            if n["all"]: lines.append(_line([group, marked(word), n["all"], n["predicted"], held]))
+    return "\n".join(lines)
 
 
 def _studies(data: Mapping, one: Callable[[Mapping], str]) -> list[str]:
@@ -165,7 +155,7 @@ def _studies(data: Mapping, one: Callable[[Mapping], str]) -> list[str]:
 
 def _plain_card(card: Mapping) -> str:
     "A card in CLAIMS.md, whose heading is its anchor"
-    return f"### {card['id']}\n\n" + _body(card, "nbs/", _marked(card["verdict"]), f"[`{card['study']}`](experiments/{card['study']}.ipynb)")
+    return f"### {card['id']}\n\n" + _body(card, "nbs/", _dotted(card["verdict"]), f"[`{card['study']}`](experiments/{card['study']}.ipynb)")
 
 
 def _site_card(card: Mapping) -> str:
@@ -199,14 +189,15 @@ def _source(number: str, folder: str) -> str:
     return f"{'against ' if number != plain else ''}[{plain}]({folder}sources.qmd#{plain})"
 
 
-def _marked(verdict: str) -> str:
-    "A verdict with its colour, as any reader shows it"
-    return f"{MARKS.get(verdict, '')} {verdict}".strip()
+def _dotted(verdict: str) -> str:
+    "A verdict with its colour, as a code host shows it"
+    return f"{DOTS.get(verdict, '')} {verdict}".strip()
 
 
 def _coloured(verdict: str) -> str:
-    "A verdict with its colour, as the site shows it"
-    return f"[{_marked(verdict)}]{{.v .v-{verdict.replace(' ', '-')}}}"
+    "A verdict with its mark, which the site colours"
+    mark = f"{MARKS.get(verdict, '')} {verdict}".strip()
+    return f'<span class="verdict {verdict.replace(" ", "-")}">{mark}</span>'
 
 
 def _graded(row: Mapping) -> str:
@@ -217,6 +208,11 @@ def _graded(row: Mapping) -> str:
 def _written() -> str:
     "Who writes the page"
     return "Written by `refine-nb claims` from the tables in `results/`; edits here are overwritten."
+
+
+def _widths(*widths: int) -> str:
+    "The line under a table's head; the site divides its width in these proportions"
+    return "|" + "|".join("-" * w for w in widths) + "|"
 
 
 def _line(cells: list) -> str:

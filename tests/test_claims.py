@@ -495,7 +495,7 @@ def _chosen(project, **more):
 def test_a_row_of_the_board_is_computed(project):
     row, = _chosen(project)["rows"]
     assert (row["claimed"], row["control"], row["verdict"], row["grade"]) == ("≥ 2 points", "b", "reproduced", "A")
-    assert row["measured"] == "+5.2 points (+5 … +5.4, n = 5)"
+    assert row["measured"] == "+5.2 points (+5 … +5.4, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}5)"
     card = CARD | {"controls": {"b": {"model": "b"}, "other": {"model": "a"}}}
     (project / "experiments" / "claims" / "c.yaml").write_text(yaml.safe_dump(card))
     assert _chosen(project)["rows"][0]["control"] == "other"  # the control against which it gains least
@@ -505,7 +505,7 @@ def test_every_card_of_the_board_stands_in_its_data(project):
     data = _chosen(project)
     card, = data["cards"]
     assert card["numbers"] == [{"against": "b", "mean": 0.052, "low": 0.0500368, "high": 0.0539632, "n": 5}]
-    assert data["cards_by_verdict"]["own forecasts and controls"]["reproduced"] == {"all": 1, "predicted": 1, "kept": 1, "tried": 1}
+    assert data["cards_by_verdict"]["cards on own forecasts and controls"]["reproduced"] == {"all": 1, "predicted": 1, "kept": 1, "tried": 1}
 
 
 @pytest.mark.parametrize("change, says", [({"card": "d"}, "no card 'd'"),
