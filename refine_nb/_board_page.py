@@ -2,6 +2,7 @@
 from collections.abc import Callable, Mapping
 
 from ._board import GRADES, WORDS
+from ._sources import table_row
 
 DOTS = dict(zip(WORDS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))   # in CLAIMS.md, where a code host shows no other colour
 MARKS = dict(zip(WORDS, ("✔", "✘", "≈", "○", "○", "†", "–")))  # on the site, where nbs/styles.css colours them
@@ -109,7 +110,7 @@ def front_table(
     for row in data["rows"]:
         if not row["front"]: continue
         verdict = f"[{_coloured(row['verdict'])}](board.qmd#{row['card']}){_graded(row)}"
-        lines.append(_line([_claim(row, folder), row["claimed"], row["measured"], row["control"], verdict]))
+        lines.append(table_row([_claim(row, folder), row["claimed"], row["measured"], row["control"], verdict]))
     return "\n".join(lines)
 
 
@@ -124,7 +125,7 @@ def summary(
     for row in data["rows"]:
         shown, method = ("" if row["method"] == method else f"**{row['method']}**"), row["method"]
         cells = [shown, _claim(row, folder), row["claimed"], row["measured"], row["control"] or "—"]
-        lines.append(_line([*cells, f"[{marked(row['verdict'])}](#{row['card']})", row["grade"]]))
+        lines.append(table_row([*cells, f"[{marked(row['verdict'])}](#{row['card']})", row["grade"]]))
     checked = data["verified"]
     rows = f"{checked['rows']} of {checked['of']} rows behind the cards are verified ({checked['date']})." if checked else ""
     counted = _fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data, marked))
@@ -136,11 +137,11 @@ def _counts(data: Mapping, marked: Callable[[str], str]) -> str:
     "Cards of each verdict, those on sentences of the sources apart from our own"
     lines = ["| | verdict | all | predicted | kept by Holm |", "|---|---|---|---|---|"]
     said = data["sentences"]
-    lines += [_line(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*WORDS, "no card") if said.get(w)]
+    lines += [table_row(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*WORDS, "no card") if said.get(w)]
     for group, words in data["cards_by_verdict"].items():
         for word, n in words.items():
             held = f"{n['kept']} of {n['tried']}" if n["tried"] else "—"
-            if n["all"]: lines.append(_line([group, marked(word), n["all"], n["predicted"], held]))
+            if n["all"]: lines.append(table_row([group, marked(word), n["all"], n["predicted"], held]))
     return "\n".join(lines)
 
 
@@ -213,11 +214,6 @@ def _written() -> str:
 def _widths(*widths: int) -> str:
     "The line under a table's head; the site divides its width in these proportions"
     return "|" + "|".join("-" * w for w in widths) + "|"
-
-
-def _line(cells: list) -> str:
-    "A line of a table"
-    return "| " + " | ".join(" ".join(str(c).split()).replace("|", r"\|") for c in cells) + " |"
 
 
 def _fold(title: str, body: str, kind: str = "") -> str:

@@ -76,13 +76,13 @@ def _counts(sources: Mapping[str, dict], cards: Mapping[str, str]) -> str:
     words = [w for w in dict.fromkeys(["reproduced", "refuted", "no effect found", "nothing could be seen", "open",
                                        "post hoc", "retired", NO_CARD]) if any(w in c for c in verdicts.values())]
     names = [*STATES, *words]
-    lines = [_row(["source", *names]), _row(["---"] * (len(names) + 1))]
+    lines = [table_row(["source", *names]), table_row(["---"] * (len(names) + 1))]
     total = Counter()
     for letter, source in sources.items():
         counts = Counter(e["state"] for e in source["systems"]) + verdicts[letter]
         total += counts
-        lines.append(_row([f"{letter}: {source['title']}", *(counts[n] for n in names)]))
-    lines.append(_row(["**all**", *(f"**{total[n]}**" for n in names)]))
+        lines.append(table_row([f"{letter}: {source['title']}", *(counts[n] for n in names)]))
+    lines.append(table_row(["**all**", *(f"**{total[n]}**" for n in names)]))
     systems, claims = sum(total[n] for n in STATES), sum(total[n] for n in words)
     return f"{systems} systems (the first three columns) and {claims} claims (the others):\n\n" + "\n".join(lines)
 
@@ -94,27 +94,27 @@ def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
     named = [[e["number"], e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
     said = "\n".join(f"- {c}" for c in source["contradictions"])
-    return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(_row, claims)),
-                        _fold(f"{len(named)} systems", "\n".join(map(_row, systems))),
+    return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(table_row, claims)),
+                        _fold(f"{len(named)} systems", "\n".join(map(table_row, systems))),
                         _fold(f"{len(source['contradictions'])} contradictions", said)])
 
 
 def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:
     "A line of the table of claims"
-    linked = [_link(name, cards) for name in claim.get("cards", ())]
-    beside = ["related: " + ", ".join(_link(n, cards) for n in claim["related"])] if claim.get("related") else []
+    linked = [card_link(name, cards) for name in claim.get("cards", ())]
+    beside = ["related: " + ", ".join(card_link(n, cards) for n in claim["related"])] if claim.get("related") else []
     cell = " ".join([", ".join(linked), *([claim["note"]] if claim.get("note") else []), *beside]).strip()
     return [f"[{claim['number']}]{{#{claim['number']}}}", claim["what"], verdict_of(claim, cards), cell]
 
 
-def _link(name: str, cards: Mapping[str, str]) -> str:
+def card_link(name: str, cards: Mapping[str, str]) -> str:
     "A card as a link to its place on the board"
     id = name.removeprefix("-")
     opposite = "opposite, " if name.startswith("-") else ""
     return f"[`{id}`](board.qmd#{id}) ({opposite}{cards[id]})"
 
 
-def _row(cells: list) -> str:
+def table_row(cells: list) -> str:
     "A line of a table"
     return "| " + " | ".join(str(c).replace("|", r"\|") for c in cells) + " |"
 

@@ -20,6 +20,7 @@ from ._evidence import METRICS, Number, Open, Shape, over_seeds, over_windows, s
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
+from ._replications import read_replications, replications_page
 from ._sources import cited, read_sources, sources_page, verdict_of
 from .cards import SEEDS, CardError, card_hash, read_cards, region, rule_seeds
 from .parameters import IDENTITY, TAIL, ParameterError, read_parameters
@@ -306,18 +307,25 @@ def _evidence(
     verdicts: Mapping[str, Verdict],  # of all cards, by id
     states: Mapping[str, str],        # row id → state
     verified: str,                    # when they were verified
-) -> tuple[Evidence, dict[str, str]]:
-    "What the board is made from, and the text of the page of sources, by path"
+) -> Evidence:
+    "What the board is made from"
     studies = {id: study_of(root, v.card["sweep"]) for id, v in verdicts.items()}
-    said = {id: v.verdict for id, v in verdicts.items()}
-    shown = root / "experiments" / "board.yaml"
+    words = {id: v.verdict for id, v in verdicts.items()}
+    shown, ledger = root / "experiments" / "board.yaml", root / "experiments" / "sources.yaml"
     choice = read_choice(shown, verdicts) if shown.exists() else {}
     pages = {s: result_page(root, s, choice.get("pages", {})) for s in set(studies.values())}
-    ledger, sources = root / "experiments" / "sources.yaml", {}
-    if ledger.exists(): sources = read_sources(ledger, said)
-    sentences = {c["number"]: verdict_of(c, said) for s in sources.values() for c in s["claims"]}
-    text = {"nbs/sources.qmd": sources_page(sources, said)} if sources else {}
-    return Evidence(verdicts, studies, sentences, cited(sources), choice, pages, states, verified), text
+    sources = read_sources(ledger, words) if ledger.exists() else {}
+    sentences = {c["number"]: verdict_of(c, words) for s in sources.values() for c in s["claims"]}
+    return Evidence(verdicts, studies, sentences, cited(sources), choice, pages, states, verified)
+
+def _ledger_pages(root: Path, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
+    words = {id: v.verdict for id, v in verdicts.items()}
+    numbers = {id: v.why for id, v in verdicts.items()}
+    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, words), words),
+             "replications": lambda ledger: replications_page(read_replications(ledger, words), words, numbers)}
+    ledgers = {name: root / "experiments" / f"{name}.yaml" for name in pages}
+    return {f"nbs/{name}.qmd": pages[name](path) for name, path in ledgers.items() if path.exists()}
 
 def write_claims(
     root: str | Path = ".",           # anywhere inside the project
@@ -325,13 +333,12 @@ def write_claims(
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write history, CLAIMS.md, the board with its data and the sources; returns verdicts and, checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md, the board, its data and the ledgers' pages; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_all(root, past=past)
-    evidence, files = _evidence(top, verdicts, states, verified)
-    data = board_data(evidence)
-    files = {"CLAIMS.md": claims_md(data), "nbs/board.qmd": board_qmd(data)} | files
+    data = board_data(_evidence(top, verdicts, states, verified))
+    files = {"CLAIMS.md": claims_md(data), "nbs/board.qmd": board_qmd(data)} | _ledger_pages(top, verdicts)
     files["nbs/board.json"] = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
     differ = [p for p, text in files.items() if not (top / p).exists() or (top / p).read_text(encoding="utf-8") != text]
     for path in [] if check else differ:

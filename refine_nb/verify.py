@@ -62,23 +62,29 @@ def _numbers(result: dict) -> Iterator[tuple[str, str, object]]:
     for name, value in record.get("metrics", {}).items():
         if name not in CLOCKS: yield "the result", name, value
 
+_COSTS = {"flops": 0.02}  # counts of operations: the share by which today's may differ, and equal compute stay equal
+
+def _same(name: str, old: object, new: object) -> bool:
+    "Whether a number is what it was: to the last bit, a cost within its share"
+    counts = isinstance(old, int | float) and isinstance(new, int | float)
+    return old == new or counts and name in _COSTS and abs(new - old) <= _COSTS[name] * abs(old)
+
 def compare(
     before: dict,  # what the recorded commit gave, from `results_of`
     after: dict,   # what today's code gave
 ) -> _Comparison:
-    "Equal to the last bit, or the first difference; what is missing today counts, what is new is said"
+    "Equal to the last bit, costs aside, or the first difference; what is missing today counts, what is new is said"
     if before["error"]: return _Comparison("not run", difference=f"the recorded commit: {before['error']}")
     if after["error"]: return _Comparison("changed", difference=f"today: {after['error']}")
     old, new = ({(where, name): value for where, name, value in _numbers(r)} for r in (before, after))
     fresh = sorted({name for where, name in new.keys() - old.keys()})
-    differ = next((place for place, value in old.items() if place not in new or new[place] != value), None)
-    if differ:
-        today = repr(new[differ]) if differ in new else "missing"
-        words = f"{differ[1]} ({differ[0]}): {old[differ]!r}, today {today}"
-        return _Comparison("changed", len(old), words, " ".join(fresh))
+    differ = [place for place, value in old.items() if place not in new or new[place] != value]
+    lost = [place for place in differ if place not in new or not _same(place[1], old[place], new[place])]
+    told = lambda place: f"{place[1]} ({place[0]}): {old[place]!r}, today {repr(new[place]) if place in new else 'missing'}"
+    if lost: return _Comparison("changed", len(old), told(lost[0]), " ".join(fresh))
     rows = [len(r["rows"]) for r in (before, after)]
     if rows[0] != rows[1]: return _Comparison("changed", len(old), f"{rows[0]} rows of metrics, today {rows[1]}")
-    return _Comparison("equal", len(old), fresh=" ".join(fresh))
+    return _Comparison("equal", len(old), f"only a cost: {told(differ[0])}" if differ else "", " ".join(fresh))
 
 # %% ../nbs/98_verify.ipynb #v22cert
 _COLUMNS = ["arm", "label", "row", "experiment", "commit", "today", "dirty", "code", "recorded", "processor", "date",
@@ -314,6 +320,8 @@ def summary(
     "What came of a verification, in a line"
     counts = {o: sum(r["outcome"] == o for r in made) for o in ("equal", "changed", "not run")}
     said = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
+    costs = sum(r["outcome"] == "equal" and bool(r["difference"]) for r in made)
+    said += f" ({costs} with another count of operations)" if costs else ""
     return f"{len(made)} arms: {said}" if made else "nothing to verify: every certificate holds (--again runs them all)"
 
 def count_states(

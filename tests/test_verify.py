@@ -205,6 +205,17 @@ def test_every_logged_number_counts(after, outcome, words):
     assert found.fresh == ("more" if "more" in after["record"]["metrics"] else "")
     assert compare(result(error="x"), after).outcome == "not run"
 
+@pytest.mark.parametrize("flops, outcome, words", [
+    (1000, "equal", ""),
+    (981, "equal", "only a cost: flops (the record): 1000, today 981"),
+    (1021, "changed", "flops (the record): 1000, today 1021"),
+    (None, "changed", "flops (the record): 1000, today None")])
+def test_operations_that_code_saves_are_a_cost_within_equal_compute(flops, outcome, words):
+    found = compare(result(flops=1000), result(flops=flops))
+    assert (found.outcome, found.difference) == (outcome, words)
+    found = compare(result(flops=1000), result(flops=flops, metrics=dict(loss=1.5)))
+    assert found.difference.startswith("loss" if outcome == "equal" else "flops")
+
 
 MODULE = """
 import math
