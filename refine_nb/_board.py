@@ -163,11 +163,11 @@ def _chosen(row: Mapping, method: str, e: Evidence) -> dict:
     beside = control.get("as", against)
     if "card" in control:
         other = _hardest(e.verdicts[control["card"]])[1]
-        beside += f": {_spoken(other, unit, False)}" if other else ""
+        beside += f": {_scaled(other.mean, unit)} {unit}".rstrip() if other else ""
     return {"method": method, "says": row["says"], "card": row["card"], "sources": list(e.cited.get(row["card"], ())),
             "claimed": _region(v.card["rule"], unit), "measured": _spoken(measured, unit, bool(against)) if measured else "no runs yet",
             "n": measured.n if measured else 0, "control": beside, "verdict": v.verdict, "grade": grade(v),
-            "page": e.pages.get(e.studies[row["card"]], ""), "front": bool(row.get("front"))}
+            "page": e.pages.get(e.studies[row["card"]], ""), "front": row.get("front", "")}
 
 
 def _hardest(v: Verdict) -> tuple:
@@ -194,8 +194,8 @@ def _spoken(i, unit: str, signed: bool) -> str:
 
 def _region(rule: Mapping, unit: str) -> str:
     "The claimed region in words"
-    if rule.get("at_least") == 0: return "above the control"
-    if rule.get("at_most") == 0: return "below the control"
+    if rule.get("at_least") == 0: return "above control"
+    if rule.get("at_most") == 0: return "below control"
     if rule.get("at_least") == 1 and unit.startswith("%"): return f"100 {unit}"
     low, high = (_scaled(x, unit) if math.isfinite(x) else "" for x in region(rule))
     said = f"{low} … {high}" if low and high else f"≥ {low}" if low else f"≤ {high}"

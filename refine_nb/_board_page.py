@@ -5,7 +5,7 @@ from ._board import GRADES, WORDS
 from ._sources import table_row
 
 DOTS = dict(zip(WORDS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))   # in CLAIMS.md, where a code host shows no other colour
-MARKS = dict(zip(WORDS, ("✔", "✘", "≈", "○", "○", "†", "–")))  # on the site, where nbs/styles.css colours them
+MARKS = dict(zip(WORDS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/styles.css colours them
 TITLE = "The board: every claim and its verdict"
 _GUIDE = """A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb) explains the tests.
 
@@ -106,11 +106,14 @@ def front_table(
     folder: str = "",  # where the pages are, seen from the reader
 ) -> str:
     "The headline findings for the first page"
-    lines = ["| claim | claimed | measured (95 % interval, random seeds) | control | verdict |", _widths(34, 12, 26, 16, 12)]
-    for row in data["rows"]:
-        if not row["front"]: continue
+    rows = [row for row in data["rows"] if row["front"]]
+    ns = {row["n"] for row in rows}
+    alike = f", n\u00a0=\u00a0{ns.pop()}" if len(ns) == 1 else ""  # what all share stands in the head
+    lines = [f"| claim | claimed | measured (95\u00a0%{alike}) | control | verdict |", _widths(33, 13, 26, 19, 15)]
+    for row in rows:
         verdict = f"[{_coloured(row['verdict'])}](board.qmd#{row['card']}){_graded(row)}"
-        lines.append(table_row([_claim(row, folder), row["claimed"], row["measured"], row["control"], verdict]))
+        cells = [_claim(row | {"says": row["front"]}, folder), row["claimed"], row["measured"].replace(alike, ""), row["control"]]
+        lines.append(table_row([*cells, verdict]))
     return "\n".join(lines)
 
 
@@ -202,8 +205,8 @@ def _coloured(verdict: str) -> str:
 
 
 def _graded(row: Mapping) -> str:
-    "A grade in brackets, nothing where nothing is decided"
-    return f" ({row['grade']})" if row["grade"] in list(GRADES)[:3] else ""
+    "A grade, nothing where nothing is decided"
+    return f"\u00a0{row['grade']}" if row["grade"] in list(GRADES)[:3] else ""
 
 
 def _written() -> str:
