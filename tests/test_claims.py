@@ -231,8 +231,8 @@ def test_the_board_says_what_is_known_of_the_rows(project):
     states = {f"a{i}": "verified" for i in range(5)} | {"b0": "changed", "of another card": "verified"}
     (verdict,), _ = write_claims(project, states=states, verified="2030-03-01")
     board = (project / "CLAIMS.md").read_text()
-    assert row_states(verdict, states) == "1 changed, 5 verified" and "**5 of 10 rows verified** (2030-03-01)" in board
-    assert "rows verified" not in (write_claims(project), (project / "CLAIMS.md").read_text())[1]
+    assert row_states(verdict, states) == "1 changed, 5 verified" and "5 of 10 rows behind the cards are verified (2030-03-01)." in board
+    assert "are verified" not in (write_claims(project), (project / "CLAIMS.md").read_text())[1]
 
 
 def test_a_parameter_that_no_run_has_yet_leaves_the_claim_open(project):
