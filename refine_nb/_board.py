@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._errors import unknown_name
-from .cards import CardError, region
-from .parameters import ParameterError, strict_yaml
+from .cards import CardError, accept_region
+from .parameters import ParameterError, parse_yaml
 
 DECIDED = ("reproduced", "refuted", "no effect found")
-WORDS = (*DECIDED, "nothing could be seen", "open", "post hoc", "retired")
+VERDICTS = (*DECIDED, "nothing could be seen", "open", "post hoc", "retired")
 
 
 @dataclass(frozen=True)
 class Verdict:
     "A card and what the results say about it"
     card: dict               # the claim card
-    verdict: str             # one of WORDS
+    verdict: str             # one of VERDICTS
     numbers: dict            # control's name ("" without controls) → Interval
     why: str                 # in words
     p: float | None = None   # of what the verdict says; None where chance has no part, or nothing is judged
@@ -60,8 +60,8 @@ def row_states(
     states: Mapping[str, str],   # row id → current, verified, unverified, changed
 ) -> str:
     "How many rows are behind a verdict, and what is known of them today"
-    found = [states[id] for id in v.rows if id in states]
-    return ", ".join(f"{found.count(s)} {s}" for s in sorted(set(found))) or str(len(v.rows) or "—")
+    known_states = [states[id] for id in v.rows if id in states]
+    return ", ".join(f"{known_states.count(s)} {s}" for s in sorted(set(known_states))) or str(len(v.rows) or "—")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def read_choice(
     cards: Mapping,           # by id
 ) -> dict:
     "What stands on the board unfolded: `rows` and `pages`; refused where a card is unknown or the table too long"
-    try: choice = strict_yaml(path.read_text(encoding="utf-8"), str(path))
+    try: choice = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     chosen = [row for method in choice["rows"] for row in method["cards"]]
     named = [row["card"] for row in chosen] + [row["control"]["card"] for row in chosen if "card" in row.get("control", ())]
@@ -116,7 +116,7 @@ def board_data(
     return {
         "verified": {"rows": good, "of": len(used), "date": e.verified} if e.states else None,
         "sentences": dict(Counter(e.sentences.values())),
-        "cards_by_verdict": {name: {w: _tally(vs, w) for w in WORDS} for name, vs in groups.items()},
+        "cards_by_verdict": {name: {w: _tally(vs, w) for w in VERDICTS} for name, vs in groups.items()},
         "rows": [_chosen(row, method["method"], e) for method in e.choice.get("rows", ()) for row in method["cards"]],
         "cards": [_entry(id, e) for id in order]}
 
@@ -172,7 +172,7 @@ def _chosen(row: Mapping, method: str, e: Evidence) -> dict:
 
 def _hardest(v: Verdict) -> tuple:
     "The control against which a claim looks worst, and the number against it"
-    low, high = region(v.card["rule"])
+    low, high = accept_region(v.card["rule"])
     if not v.numbers: return "", None
     if math.isinf(high): return min(v.numbers.items(), key=lambda item: item[1].mean)
     if math.isinf(low): return max(v.numbers.items(), key=lambda item: item[1].mean)
@@ -197,6 +197,6 @@ def _region(rule: Mapping, unit: str) -> str:
     if rule.get("at_least") == 0: return "above control"
     if rule.get("at_most") == 0: return "below control"
     if rule.get("at_least") == 1 and unit.startswith("%"): return f"100 {unit}"
-    low, high = (_scaled(x, unit) if math.isfinite(x) else "" for x in region(rule))
+    low, high = (_scaled(x, unit) if math.isfinite(x) else "" for x in accept_region(rule))
     said = f"{low} … {high}" if low and high else f"≥ {low}" if low else f"≤ {high}"
     return f"{said} {unit}".strip()

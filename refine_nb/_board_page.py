@@ -1,11 +1,11 @@
 "The board as pages, made from its data: CLAIMS.md, the site's page, and the table of the first page"
 from collections.abc import Callable, Mapping
 
-from ._board import GRADES, WORDS
+from ._board import GRADES, VERDICTS
 from ._sources import table_row
 
-DOTS = dict(zip(WORDS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))   # in CLAIMS.md, where a code host shows no other colour
-MARKS = dict(zip(WORDS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/styles.css colours them
+DOTS = dict(zip(VERDICTS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))   # in CLAIMS.md, where a code host shows no other colour
+MARKS = dict(zip(VERDICTS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/styles.css colours them
 TITLE = "The board: every claim and its verdict"
 _GUIDE = """A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb) explains the tests.
 
@@ -97,7 +97,7 @@ def hook(
     "The verdicts on the sentences of the sources, in one sentence"
     said = data["sentences"]
     judged = sum(n for word, n in said.items() if word != "no card")
-    parts = [f"**{said[w]}** {(marked or _coloured)(w)}" for w in WORDS if said.get(w)]
+    parts = [f"**{said[w]}** {(marked or _coloured)(w)}" for w in VERDICTS if said.get(w)]
     return f"{judged} claims of [the source documents]({folder}sources.qmd) were tested: {', '.join(parts)}."
 
 
@@ -140,7 +140,7 @@ def _counts(data: Mapping, marked: Callable[[str], str]) -> str:
     "Cards of each verdict, those on sentences of the sources apart from our own"
     lines = ["| | verdict | all | predicted | kept by Holm |", "|---|---|---|---|---|"]
     said = data["sentences"]
-    lines += [table_row(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*WORDS, "no card") if said.get(w)]
+    lines += [table_row(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*VERDICTS, "no card") if said.get(w)]
     for group, words in data["cards_by_verdict"].items():
         for word, n in words.items():
             held = f"{n['kept']} of {n['tried']}" if n["tried"] else "—"

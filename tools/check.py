@@ -126,9 +126,14 @@ def known_seconds(notebook: Path) -> float:
     return float(file.read_text()) if file.exists() else AVERAGE
 
 
+def notebooks() -> list[Path]:
+    "The notebooks of nbs/, result pages included"
+    return [*sorted((ROOT / "nbs").glob("*.ipynb")), *sorted((ROOT / "nbs/results").glob("*.ipynb"))]
+
+
 def notebook_jobs(found: list[Path] | None = None) -> list[Job]:
     "Every cell of nbs/ runs, assertions included"
-    return [job("notebooks", f.stem, known_seconds(f), "notebook", f) for f in found or sorted((ROOT / "nbs").glob("*.ipynb"))]
+    return [job("notebooks", f.stem, known_seconds(f), "notebook", f) for f in found or notebooks()]
 
 
 def experiment_jobs() -> list[Job]:
@@ -194,7 +199,8 @@ def side_by_side(jobs: list[Job]) -> dict[str, list[bool]]:
 
 def budget() -> list[str]:
     "What notebooks took, beside what they may; a table to read, no test"
-    took = sorted(((float(f.read_text()), f.name) for f in SECONDS.glob("*") if (ROOT / f"nbs/{f.name}.ipynb").exists()), reverse=True)
+    known = {f.stem for f in notebooks()}
+    took = sorted(((float(f.read_text()), f.name) for f in SECONDS.glob("*") if f.name in known), reverse=True)
     if not took: return []
     average = sum(seconds for seconds, _ in took) / len(took)
     over = [f"  {seconds:6.1f} CPU-s  {name}" + (f"  more than {BUDGET}" if seconds > BUDGET else "") for seconds, name in took if seconds > AVERAGE]
@@ -226,7 +232,7 @@ def changed(commit: str = "HEAD") -> int:
     "What a change since a commit reaches, as much as fits in a minute: sync, ruff, notebooks, tests"
     start, files = time.time(), reach.changed_files(ROOT, commit)
     jobs = [*sync_jobs(), Job("lint", "ruff", 1, lambda: call("ruff", "check", "."))]
-    changed = [f for f in sorted((ROOT / "nbs").glob("*.ipynb")) if f.relative_to(ROOT).as_posix() in files]
+    changed = [f for f in notebooks() if f.relative_to(ROOT).as_posix() in files]
     jobs += notebook_jobs([f for f in changed if known_seconds(f) <= BUDGET]) if changed else []
     passed = side_by_side(jobs)
     chosen, left = reach.chosen(reach.reached(ROOT, files), reach.seconds(ROOT / "build/tests.xml"), WORKERS * (55 - (time.time() - start)))
