@@ -1,6 +1,7 @@
 """`make demo`: four methods, each beside the control that decides it, in small; Ctrl-C loses nothing, and again goes on"""
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,11 +78,12 @@ def explore(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
         train(policy, objective, Windows(text.fit, CONTEXT, 8, ahead=BRANCH, seed=0), settings, checkpoint_dir=home / name)
         right[weight] = evaluate(policy, windows, skip=CONTEXT - 1)["val_accuracy"]
         if not weight: written = text.vocab.decode(sample(policy, text.fit[:20][None], 120, temperature=0.8)[0, 0])
-    line = Line("guided GRPO", "25–35 % of characters right, by its reward", f"{right[1.0]:.0%}", f"{right[0.0]:.0%} without reward")
+    line = Line("guided GRPO", "25–35 % of characters right, by its reward", f"{right[1.0]:.0%}",
+                f"{right[0.0]:.0%} without reward")
     return [line], f"written by the control: {written!r}"
 
 
-class OneBatch:
+class OneBatch(Iterator):
     "One batch of random characters for ever: nothing in it can be learned but by heart"
 
     def __init__(self, n: int):
@@ -94,7 +96,8 @@ def refine(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
     "The extreme profile on text and on random characters, and a plain model of as much CPU time"
     n, windows = len(text.vocab), eval_windows(text.held_out, CONTEXT)[: size.judged]
     shape = dict(n_symbols=n, context=CONTEXT, n_layers=1, n_heads=4, width=64)
-    config = TRMConfig.with_refinement_preset("extreme", **shape, n_loops=2, n_cycles=1, n_supervision=4, improvement_reward="naive")
+    config = TRMConfig.with_refinement_preset("extreme", **shape, n_loops=2, n_cycles=1, n_supervision=4,
+                                              improvement_reward="naive")
     noise, found = OneBatch(n), {}
     for name, steps, batches, judged in (("refine", size.refine, Windows(text.fit, CONTEXT, 16, seed=0), windows),
                                          ("refine-noise", size.noise, noise, noise.ids)):
@@ -120,7 +123,8 @@ def look_ahead(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
     model = ConfidenceAwareGPT(GPTConfig(len(text.vocab), context=CONTEXT + 1, n_layers=2, n_heads=4, width=64))
     objective = Lookahead(LookaheadConfig(detach=True, clip=0.1), 0)
     settings = TrainConfig(steps=size.ahead, lr=8e-3, warmup=min(50, size.ahead // 4))
-    train(model, objective, LookaheadWindows(text.fit, CONTEXT, 16, ahead=2, seed=0), settings, checkpoint_dir=home / "look-ahead")
+    batches = LookaheadWindows(text.fit, CONTEXT, 16, ahead=2, seed=0)
+    train(model, objective, batches, settings, checkpoint_dir=home / "look-ahead")
     windows = eval_windows(text.held_out, CONTEXT, 2)[: 2 * size.judged]
     fitted, judged = evaluate_lookahead(model, windows[0::2]), evaluate_lookahead(model, windows[1::2])
     gain = float(r2_gain(fitted, judged).mean())
@@ -149,7 +153,8 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     start = run_warm_start(home / "think-warm", ("s5", 2), direct=0.2, canned=0.4, n_layers=2, training=warm)
     taught = TrainConfig(steps=size.reward, lr=1e-3, warmup=min(5, size.reward // 4), weight_decay=0.0)
     task, n = load_task("s5", 2), min(size.judged, 200)
-    end = run_reinforcement(home / "think-reward", start.file, ("s5", 2), start.thoughts, ThoughtRLConfig(), taught, validate_every=480, items=n)
+    end = run_reinforcement(home / "think-reward", start.file, ("s5", 2), start.thoughts, ThoughtRLConfig(), taught,
+                            validate_every=480, items=n)
     items = list({i.prompt: i for i in task.sample(n, 7, "test")}.values())
     prefix = Prefix(end.model, task.encode(items)[0])
     told = decode_thoughts(task, ThoughtGenerator(start.thoughts, 6, task.vocab["\n"])(prefix, 1, temperature=0.0).ids[:, 0])
@@ -157,12 +162,14 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     whole = [(i, t) for i, t in whole if [len(step) for step in t.split(",")] == [5, 5]]  # worked ones, not the empty phrase
     if not whole: return [Line("thoughts", "are used", "no worked thought yet", "train longer")], ""
     kept, thoughts = [i for i, _ in whole], [t for _, t in whole]
-    own, other = (answers(end.model, task, [i.prompt for i in kept], ts) for ts in (thoughts, [damaged(t) for t in thoughts]))
+    prompts = [i.prompt for i in kept]
+    own, other = (answers(end.model, task, prompts, ts) for ts in (thoughts, [damaged(t) for t in thoughts]))
     right, spoilt = (sum(a == i.answer for a, i in zip(found, kept)) / len(kept) for found in (own, other))
     line = Line("thoughts", "raise the accuracy and are used", f"{right:.0%} right behind {len(kept)} of them",
                 f"{spoilt:.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
     first = f"{kept[0].prompt} | {thoughts[0]} | {own[0]}"
-    return [line], f"question | thought | answer: {first}\n  the last step damaged: {kept[0].prompt} | {damaged(thoughts[0])} | {other[0]}"
+    spoiled = f"{kept[0].prompt} | {damaged(thoughts[0])} | {other[0]}"
+    return [line], f"question | thought | answer: {first}\n  the last step damaged: {spoiled}"
 
 
 def table(lines: list[Line]) -> str:
@@ -187,16 +194,18 @@ def main() -> int:
     "The demonstration, where it lies, and what to try next"
     start = time.time()
     torch.set_num_threads(1)
-    try: lines = run()
+    try:
+        lines = run()
     except KeyboardInterrupt:
         print("\nstopped; what was trained is kept, and `make demo` goes on from there")
         return 130
     text = table(lines)
     (HOME / "table.txt").write_text(text + "\n")
-    print(f"\n{text}\n\nOne run each, with one random seed: a look, no evidence. The evidence is in CLAIMS.md and nbs/results/.")
-    print(f"The models and this table lie in {HOME.relative_to(ROOT)}/. Next: `make lab` and nbs/14_grpo.ipynb; your own text: README.md")
+    print(f"\n{text}\n\nOne run each, with one random seed: a look, no evidence. The evidence: CLAIMS.md and nbs/results/.")
+    print(f"Models and table lie in {HOME.relative_to(ROOT)}/. Next: `make lab`, nbs/14_grpo.ipynb; own text: README.md")
     print(f"{time.time() - start:.0f} s")
     return 0
 
 
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())
