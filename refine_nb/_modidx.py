@@ -186,6 +186,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.claims._completed': ('claims.html#_completed', 'refine_nb/claims.py'),
                                   'refine_nb.claims._declared_names': ('claims.html#_declared_names', 'refine_nb/claims.py'),
                                   'refine_nb.claims._early_verdict': ('claims.html#_early_verdict', 'refine_nb/claims.py'),
+                                  'refine_nb.claims._evidence': ('claims.html#_evidence', 'refine_nb/claims.py'),
                                   'refine_nb.claims._hindsight': ('claims.html#_hindsight', 'refine_nb/claims.py'),
                                   'refine_nb.claims._in_studies': ('claims.html#_in_studies', 'refine_nb/claims.py'),
                                   'refine_nb.claims._ledger_pages': ('claims.html#_ledger_pages', 'refine_nb/claims.py'),
