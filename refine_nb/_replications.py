@@ -38,7 +38,7 @@ def replications_page(
     "The page as markdown: one table, then what each entry departs in"
     title = "---\ntitle: \"Replications: figures that others have published\"\n---"
     head = ["published", "here", "margin", "verdict"]
-    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"], _verdict(e, cards)]
+    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"], f"**{_verdict(e, cards)}**"]
             for e in entries]
     table = "\n".join(map(table_row, [head, ["---"] * len(head), *rows]))
     return "\n\n".join([title, GUIDE, table, *(_section(e, cards) for e in entries)]) + "\n"
@@ -50,9 +50,10 @@ def _measured(entry: Mapping, numbers: Mapping[str, str]) -> str:
 
 
 def _verdict(entry: Mapping, cards: Mapping[str, str]) -> str:
-    "In the words of a replication"
+    "In the words of a replication; no verdict where the published effect itself is not tried"
+    if entry.get("untried"): return "not tried"
     verdict = verdict_of(entry, cards)
-    return f"**{REPLIED.get(verdict, verdict)}**"
+    return REPLIED.get(verdict, verdict)
 
 
 def _section(entry: Mapping, cards: Mapping[str, str]) -> str:
