@@ -241,6 +241,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'refine_nb/confidence.py'),
                                       'refine_nb.confidence.LookaheadConfig.__post_init__': ( 'confidence.html#lookaheadconfig.__post_init__',
                                                                                               'refine_nb/confidence.py'),
+                                      'refine_nb.confidence.LookaheadConfig.published': ( 'confidence.html#lookaheadconfig.published',
+                                                                                          'refine_nb/confidence.py'),
                                       'refine_nb.confidence.LookaheadWindows': ( 'confidence.html#lookaheadwindows',
                                                                                  'refine_nb/confidence.py'),
                                       'refine_nb.confidence.LookaheadWindows.__next__': ( 'confidence.html#lookaheadwindows.__next__',

@@ -171,7 +171,7 @@ class ConfidenceExperimentResults:
 # %% ../nbs/28_published.ipynb #pub28compare
 def _contestants(cfg, shape):
     "name → (new model, objective of a random seed)"
-    ahead = LookaheadConfig(cfg.confidence_alpha, "last", carry=True)
+    ahead = LookaheadConfig.published(cfg.confidence_alpha)
     return {
         "standard": (lambda: standard_twin(shape), lambda seed: next_token),
         "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed: Lookahead(ahead, seed)),
