@@ -18,7 +18,7 @@ import torch
 from speed import limits, machine_facts, median, ratio, rounds
 
 from refine_nb._attention import Text
-from refine_nb.confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, branch_ahead, next_token,
+from refine_nb.confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, branch_ahead, next_token_loss,
                                   split_window, standard_twin, _mask_ahead)
 from refine_nb.gpt import GPTConfig
 from refine_nb.train import TrainConfig, adamw, count_flops, update
@@ -34,10 +34,10 @@ def shape(context: int) -> GPTConfig: return GPTConfig(65, context=context + 1, 
 def windows(context: int): return torch.randint(65, (BATCH, context + 2), generator=torch.Generator().manual_seed(0))
 
 
-def step(context: int, objective=next_token, feedback: int = 0):
+def step(context: int, objective=next_token_loss, feedback: int = 0):
     "One update of a fresh model, as a function, and its operations"
     torch.manual_seed(0)
-    model = standard_twin(shape(context)) if objective is next_token else ConfidenceAwareGPT(shape(context), feedback=feedback)
+    model = standard_twin(shape(context)) if objective is next_token_loss else ConfidenceAwareGPT(shape(context), feedback=feedback)
     batch, cfg = split_window(windows(context)), TrainConfig()
     optimizer = adamw(model, cfg)
     return lambda: update(model, objective, [batch], optimizer, cfg.lr, cfg.clip), count_flops(model, objective, batch)

@@ -35,10 +35,10 @@ import torch
 
 import refine_nb.train
 from refine_nb.prefix import Prefix, branch_logits, generate
-from refine_nb.candidates import CandidateConfig, select, group_advantage
+from refine_nb.candidates import CandidateConfig, select_candidates, group_advantage
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample, set_precision
-from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, grpo_loss
+from refine_nb.grpo import PositionGRPO, GRPOConfig, RolloutGRPO, grpo_loss
 from refine_nb.train import TrainConfig, adamw, train, update
 
 OUT, CURVES = Path(__file__).with_suffix(".json"), Path(__file__).with_name("grpo_scaling.csv")
@@ -157,7 +157,7 @@ def rows_logits(model, x, ids) -> torch.Tensor:
 def ours(work: dict, precision: str = "fp32"):
     "A step of ours; called, it returns the CPU seconds of its generation and of its update"
     model, cfg, now = our_model(work, precision), TrainConfig(), {}
-    objective = Rollouts(GRPOConfig(scale_rewards="group"), CandidateConfig(estimator="on_policy", n_samples=work["g"]), 65, work["c"], reward=below_32)
+    objective = RolloutGRPO(GRPOConfig(scale_rewards="group"), CandidateConfig(estimator="on_policy", n_samples=work["g"]), 65, work["c"], reward=below_32)
     optimizer, explore = adamw(model, cfg), objective.explore
     batch = torch.cat([prompts(work), torch.zeros(work["prompts"], work["c"], dtype=torch.long)], 1)  # nobody looks at the target
 
@@ -220,7 +220,7 @@ def candidates() -> dict:
     "25 candidates of 8 characters, their first ones chosen, then greedy: shared prefix against one row per candidate"
     work, draws = BASE | dict(g=25), torch.Generator().manual_seed(0)
     model, x, c = our_model(work).eval(), prompts(work), work["c"]
-    group = select(Prefix(model, x).next_logits.detach().log_softmax(-1), CandidateConfig(), draws)
+    group = select_candidates(Prefix(model, x).next_logits.detach().log_softmax(-1), CandidateConfig(), draws)
     adv, weight, drift = torch.randn(8, 25, 1, generator=draws).expand(8, 25, c), group.weight[..., None].expand(8, 25, c), torch.randn(8, 25, c, generator=draws) / 10
 
     def learn(logits, ids):
@@ -274,7 +274,7 @@ def outside(objective, ahead: int, steps: int) -> dict:
 
 def loop(steps: int = 100) -> dict:
     "The loop around `update`, which generates, scores and learns; the first steps, with their counting of operations, left out"
-    return {"all positions": outside(AllPositions(GRPOConfig(), CandidateConfig(), 65), 1, steps), "rollouts": outside(Rollouts(GRPOConfig(), CandidateConfig(), 65, 8), 8, steps)}
+    return {"all positions": outside(PositionGRPO(GRPOConfig(), CandidateConfig(), 65), 1, steps), "rollouts": outside(RolloutGRPO(GRPOConfig(), CandidateConfig(), 65, 8), 8, steps)}
 
 
 def resident() -> float:

@@ -26,9 +26,9 @@ from speed import limits, machine_facts, median, ratio, rounds
 
 from refine_nb.prefix import Prefix, generate
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters
-from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, think
+from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, write_thoughts
 from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig
-from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp, thoughts_for
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp, thought_config_for
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.train import TrainConfig, adamw, cross_entropy, update
 
@@ -68,7 +68,7 @@ def a_cache_each(model, ids):
 def everywhere(t: int, n: int) -> dict:
     "A thought after each of t characters of one text"
     gpt, ids, at = model(t + 20), torch.randint(65, (1, t), generator=torch.Generator().manual_seed(0)), torch.arange(t)[None]
-    ways = {"at once": lambda: think(Prefix(gpt, ids, every=True), at, CFG), "a cache each": lambda: a_cache_each(gpt, ids), "one after another": lambda: one_after_another(gpt, ids)}
+    ways = {"at once": lambda: write_thoughts(Prefix(gpt, ids, every=True), at, CFG), "a cache each": lambda: a_cache_each(gpt, ids), "one after another": lambda: one_after_another(gpt, ids)}
     first = ways["at once"]()
     if not all(torch.equal(first, way()) for way in ways.values()): raise AssertionError("the ways of thinking write other characters")
     took = rounds(ways, n)
@@ -115,7 +115,7 @@ def updated(what: str, batch: int) -> dict:
     task, training = load_task("s5", 10), TrainConfig(steps=2, lr=1e-4, warmup=1)
     items, generator = task.sample(batch, 0), torch.Generator().manual_seed(0)
     if what == "reward":
-        thoughts = thoughts_for(task, items)
+        thoughts = thought_config_for(task, items)
         model = ContextualGPT(GPTConfig.preset("gpu", len(task.vocab) + 1))
         objective, data = ThoughtRL(task, thoughts, ThoughtRLConfig("gain"), copy.deepcopy(model).requires_grad_(False)), (*task.encode(items), items)
     else:

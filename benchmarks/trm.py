@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from speed import limits, machine_facts, median, ratio, rounds
 
-from refine_nb.data import supervised
+from refine_nb.data import inputs_targets
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample
 from refine_nb.refinement import refinement_loss
-from refine_nb.train import TrainConfig, adamw, answer_loss, count_flops, update
+from refine_nb.train import TrainConfig, adamw, completion_cross_entropy, count_flops, update
 from refine_nb.trm import TRM, RecursiveGPT, TRMConfig
 
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ CFG = TRMConfig.with_refinement_preset(n_symbols=65)
 
 def naive(model, batch):
     "The loss as the description writes it: everything in every step"
-    ids, target = supervised(batch)
+    ids, target = inputs_targets(batch)
     padded = F.pad(target, (ids.shape[1] - target.shape[1], 0), value=-100)
     _, y, z = model.start(ids)
     losses = []
@@ -68,7 +68,7 @@ def training(batch, n: int) -> dict:
     "Milliseconds, operations and megabytes of an update, and times as multiples of ours"
     applications = CFG.recursion.n_supervision * CFG.recursion.n_cycles * (CFG.recursion.n_loops + 1)
     contestants = {"naive": (recursive(), naive), "ours": (recursive(), TRM(CFG.refinement)), "ours, checkpointed": (recursive(gradient_checkpointing=True), TRM(CFG.refinement)), "detached": (recursive(detach=True), TRM(CFG.refinement)),
-                   "one step": (RecursiveGPT(TRMConfig.preset("cpu", 65, n_supervision=1, improvement_reward="none")), TRM(replace(CFG.refinement, improvement_reward="none"))), "plain, equal parameters": (plain(1), answer_loss), f"plain, {applications} layers": (plain(applications), answer_loss)}
+                   "one step": (RecursiveGPT(TRMConfig.preset("cpu", 65, n_supervision=1, improvement_reward="none")), TRM(replace(CFG.refinement, improvement_reward="none"))), "plain, equal parameters": (plain(1), completion_cross_entropy), f"plain, {applications} layers": (plain(applications), completion_cross_entropy)}
     flops = {name: count_flops(model, objective, batch) for name, (model, objective) in contestants.items()}
     kept = {name: kept_bytes(model, objective, batch) / 1e6 for name, (model, objective) in contestants.items()}
     cfg = TrainConfig()

@@ -36,7 +36,7 @@ class Arm:
         return self.row["experiment"]
 
 
-def asked(
+def arm_parameters(
     row: dict,  # of a results table
 ) -> dict[str, str]:
     "What makes a row's arm: its parameters without the random seed and without ids of other runs"
@@ -51,7 +51,7 @@ def arms_of(
     "The arms of a sweep, in the order of its table"
     groups = defaultdict(list)
     for row in read_table(root / "results" / sweep / "runs.csv"):
-        groups[json_digest([row["experiment"], asked(row), row["commit"]])].append(row)
+        groups[json_digest([row["experiment"], arm_parameters(row), row["commit"]])].append(row)
     seed = lambda row: int(row.get("seed") or 0)
     return [Arm(sweep, id, sorted(rows, key=seed)) for id, rows in groups.items()]
 
@@ -68,10 +68,10 @@ def arm_label(
     arms: list[Arm],   # those of its sweep
 ) -> str:
     "The parameters in which the arms of a sweep differ"
-    values = [asked(a.row) for a in arms]
-    own = asked(arm.row)
-    names = [n for n in own if len({v.get(n) for v in values}) > 1]
-    return " ".join(f"{n}={own[n]}" for n in names if own[n]) or "the only arm"
+    values = [arm_parameters(a.row) for a in arms]
+    params = arm_parameters(arm.row)
+    names = [n for n in params if len({v.get(n) for v in values}) > 1]
+    return " ".join(f"{n}={params[n]}" for n in names if params[n]) or "the only arm"
 
 
 _CUTS = dict(steps=3, warm_steps=2, pre_steps=2, warm_items=200, characters=1920, repetitions=256)  # at most so many

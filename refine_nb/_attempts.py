@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ._files import fsync_path, write_atomic
 
-REQUEST = "REFINE_NB_REQUEST"  # environment variable: a sweep's request, a JSON file in the attempt's folder
+REQUEST_VARIABLE = "REFINE_NB_REQUEST"  # environment variable: a sweep's request, a JSON file in the attempt's folder
 
 class RecordError(ValueError):
     "A record of a run that cannot be read, with the way out"
@@ -26,7 +26,7 @@ class RecordError(ValueError):
 _held: dict[Path, int] = {}  # attempt folder → open descriptor that carries our shared lock
 
 
-def hold(
+def mark_alive(
     folder: Path,  # an attempt's folder
 ) -> None:
     "Mark an attempt as alive for as long as this process lives"
@@ -34,7 +34,7 @@ def hold(
     fcntl.flock(_held[folder], fcntl.LOCK_SH)
 
 
-def let_go(
+def unmark_alive(
     folder: Path,  # an attempt's folder
 ) -> None:
     "Take this process's mark off an attempt"
@@ -57,7 +57,7 @@ def new_attempt(
     folder = parent / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     hidden = folder.with_name("." + folder.name)
     hidden.mkdir(parents=True)
-    hold(hidden)
+    mark_alive(hidden)
     hidden.rename(folder)
     _held[folder] = _held.pop(hidden)
     return folder
@@ -124,35 +124,35 @@ def attempts_at(
     return [p for p in sorted((runs / ".attempts" / id).glob("*-*-*")) if not p.name.startswith(".") and p.is_dir()]
 
 
-CARRIED = ("start.json", "checkpoints", "metrics.jsonl")  # what a new attempt takes over, the metrics last
+TAKEN_OVER = ("start.json", "checkpoints", "metrics.jsonl")  # what a new attempt takes over, the metrics last
 
 
-def adopt(
+def take_over(
     folder: Path,       # the new attempt
     wait: float = 10,   # seconds given to a kernel whose parent has died
     code: str | None = None,  # from `code_hash`; what other code left is set aside
 ) -> bool:
     "Take over start, checkpoints and metrics of the latest dead attempt with the same code; True if there was one"
     there = attempts_at(folder.parents[2], folder.parent.name)
-    others = [p for p in there if p != folder and any((p / name).exists() for name in CARRIED)]
+    others = [p for p in there if p != folder and any((p / name).exists() for name in TAKEN_OVER)]
     # killed while it adopted: first, since what it took is missing in the one before
-    half, found = lambda p: not (p / "metrics.jsonl").exists(), False
+    half, taken = lambda p: not (p / "metrics.jsonl").exists(), False
     for other in sorted(others, key=lambda p: (half(p), _last_touched(p)), reverse=True):
         with dead_attempt(other, wait) as dead:
             if not dead: continue
             if _of_other_code(other, code):
-                print(f"an unfinished attempt of other code is left in {set_aside(other)}: this run starts afresh")
+                print(f"an unfinished attempt of other code is left in {archive(other)}: this run starts afresh")
                 continue
             _carry(other, folder)
             shutil.rmtree(other)
-        found = True
+        taken = True
         if (folder / "metrics.jsonl").exists(): break
-    return found
+    return taken
 
 
 def _carry(other: Path, folder: Path) -> None:
     "Hand what a dead attempt left to a new one; its start is copied, so that what is left behind still says its code"
-    for name in CARRIED:
+    for name in TAKEN_OVER:
         if not (other / name).exists() or (folder / name).exists(): continue
         if name == "start.json": write_atomic(folder / name, (other / name).read_text(encoding="utf-8"))
         else: (other / name).rename(folder / name)
@@ -160,9 +160,9 @@ def _carry(other: Path, folder: Path) -> None:
 
 def _of_other_code(attempt: Path, code: str | None) -> bool:
     "Whether a dead attempt does not say that it ran this code"
-    try: said = json.loads((attempt / "start.json").read_bytes()).get("code")
-    except (FileNotFoundError, ValueError): said = None
-    return code is not None and said != code
+    try: recorded = json.loads((attempt / "start.json").read_bytes()).get("code")
+    except (FileNotFoundError, ValueError): recorded = None
+    return code is not None and recorded != code
 
 
 def _last_touched(folder: Path) -> float:
@@ -170,19 +170,19 @@ def _last_touched(folder: Path) -> float:
     return max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
 
 
-def first_start(
+def start_record(
     folder: Path,  # the attempt, which has adopted what there is to adopt
-    head: dict,    # of this start: commit, dirty, cards
+    identity: dict,    # of this start: commit, dirty, cards
 ) -> dict:
     "When, at which commit and under which claim cards the run was *first* started: attempts that go on from others keep it"
     path = folder / "start.json"
-    kept = {k: head.get(k) for k in ("commit", "dirty", "cards", "code")}
+    kept = {k: identity.get(k) for k in ("commit", "dirty", "cards", "code")}
     now = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")} | kept
     if not path.exists(): write_atomic(path, json.dumps(now, indent=1))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def published(
+def published_record(
     target: Path,  # runs/<id>
 ) -> dict | None:
     "The record of a published run that counts: one whose code was the code in the file"
@@ -206,7 +206,7 @@ def _way_out(path: Path, why: str) -> str:
     return f"{path} cannot be read ({why}): remove the folder {path.parent}, and the sweep runs it again"
 
 
-def set_aside(
+def archive(
     target: Path,  # runs/<id>, or an attempt at it
 ) -> Path:
     "Move a run away that another one takes the place of; returns where it is now"
@@ -223,7 +223,7 @@ def publish(
     target: Path,  # runs/<id>
 ) -> bool:
     "One rename; False if another attempt was first"
-    if target.exists() and not published(target) and published(folder): set_aside(target)
+    if target.exists() and not published_record(target) and published_record(folder): archive(target)
     try: folder.rename(target)
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST): raise
@@ -232,15 +232,15 @@ def publish(
     return True
 
 
-def whole(
+def is_complete(
     folder: Path,  # runs/<id>
 ) -> bool:
     "Whether a published run still has the files it left"
-    record = published(folder)
+    record = published_record(folder)
     return bool(record) and all((folder / name).exists() for name in record["files"])
 
 
-def read_back(
+def request_mismatch(
     spec: dict,    # what the sweep asked for
     record: dict,  # what the notebook says it ran
 ) -> str:

@@ -3,7 +3,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 DECIDED = ("reproduced", "refuted", "no effect found")
-WORDS = (*DECIDED, "nothing could be seen", "open", "post hoc", "retired")
+VERDICTS = (*DECIDED, "nothing could be seen", "open", "post hoc", "retired")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def kept(
     return f"{'kept' if v.holm <= 0.05 else 'lost'} ({v.holm:.2g})"
 
 
-def describe(
+def card_markdown(
     v: Verdict,  # of one card
 ) -> str:
     "A card as markdown"
@@ -57,8 +57,8 @@ def row_states(
     states: Mapping[str, str],   # row id → current, verified, unverified, changed
 ) -> str:
     "How many rows are behind a verdict, and what is known of them today"
-    found = [states[id] for id in v.rows if id in states]
-    return ", ".join(f"{found.count(s)} {s}" for s in sorted(set(found))) or str(len(v.rows) or "—")
+    known_states = [states[id] for id in v.rows if id in states]
+    return ", ".join(f"{known_states.count(s)} {s}" for s in sorted(set(known_states))) or str(len(v.rows) or "—")
 
 
 def _table_row(
@@ -96,16 +96,16 @@ def counts(
     "How many verdicts of each word, predicted and confirmed apart, and how many decided ones Holm's rule keeps"
     verdicts = list(verdicts)
     lines = ["| verdict | all | predicted | confirmed | kept by Holm |", "|---|---|---|---|---|"]
-    for word in WORDS:
+    for word in VERDICTS:
         these = [v for v in verdicts if v.verdict == word]
         basis = [sum(v.basis == b for v in these) for b in ("predicted", "confirmed")]
         tried = [v for v in these if kept(v) != "—"]
-        held = f"{sum(v.holm <= 0.05 for v in tried)} of {len(tried)}" if tried else "—"
-        lines.append(f"| {word} | {len(these)} | {basis[0]} | {basis[1]} | {held} |")
+        by_holm = f"{sum(v.holm <= 0.05 for v in tried)} of {len(tried)}" if tried else "—"
+        lines.append(f"| {word} | {len(these)} | {basis[0]} | {basis[1]} | {by_holm} |")
     return "\n".join(lines)
 
 
-def page(
+def board(
     verdicts: Mapping[str, Verdict],    # of all cards, by id
     studies: Mapping[str, str],         # id → study
     states: Mapping[str, str] = {},     # row id → current, verified, unverified, changed
@@ -123,5 +123,5 @@ def page(
     for study in dict.fromkeys(studies[id] for id in order):
         of = [id for id in order if studies[id] == study]
         folds += [f"<details>\n<summary>{study}: {len(of)} cards</summary>"]
-        folds += [*(describe(verdicts[id]) for id in of), "</details>"]
+        folds += [*(card_markdown(verdicts[id]) for id in of), "</details>"]
     return "\n\n".join([*head, "\n".join(lines), "## The cards", *folds]) + "\n"

@@ -48,11 +48,11 @@ def waste(
 
 
 def remove_waste(
-    found: Waste,  # from `waste`
+    item: Waste,  # from `waste`
 ) -> bool:
     "Remove it, unless somebody has taken it up meanwhile"
-    if found.path.parent.parent.name != ".attempts": return _remove(found.path)
-    with dead_attempt(found.path) as dead: return dead and _remove(found.path)
+    if item.path.parent.parent.name != ".attempts": return _remove(item.path)
+    with dead_attempt(item.path) as dead: return dead and _remove(item.path)
 
 
 def _remove(path: Path) -> bool:
@@ -66,11 +66,11 @@ def _remove(path: Path) -> bool:
 
 
 def report(
-    found: list[Waste],  # what may go
+    items: list[Waste],  # what may go
 ) -> str:
     "How many of each kind, and how many bytes"
     lines = []
     for kind, words in KINDS.items():
-        mine = [w for w in found if w.kind == kind]
+        mine = [w for w in items if w.kind == kind]
         if mine: lines.append(f"{len(mine):6} {words}: {sum(w.size for w in mine):,} bytes")
-    return "\n".join([*lines, f"{len(found):6} in all: {sum(w.size for w in found):,} bytes"])
+    return "\n".join([*lines, f"{len(items):6} in all: {sum(w.size for w in items):,} bytes"])

@@ -10,11 +10,11 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 
 def shown_version(
-    asked: bool,  # whether --version was given
+    requested: bool,  # whether --version was given
 ) -> bool:
     "Print the version, and end"
     from importlib.metadata import version
-    if not asked: return False
+    if not requested: return False
     typer.echo(f"refine_nb {version('refine_nb')}")
     raise typer.Exit
 
@@ -93,9 +93,9 @@ def rerun(
     workers: Annotated[Optional[int], typer.Option(help="Runs at a time. Without it: one per core.")] = None,
 ):
     "Run recorded rows again on this machine; prints recorded, here, difference, and what was to be expected."
-    from refine_nb.rerun import rerun as again, shown
+    from refine_nb.rerun import rerun as again, rerun_text
     with refusing(): table = again(file, named(where), workers)
-    typer.echo(shown(table))
+    typer.echo(rerun_text(table))
     if table["expected"].str.startswith("DIFFERS").any(): raise typer.Exit(1)
 
 
@@ -105,8 +105,8 @@ def merge(
     others: Annotated[Optional[list[Path]], typer.Argument(help="results/NAME of other machines.")] = None,
 ):
     "Join the tables of one sweep, from other machines or from the two sides of a conflict: one row a question."
-    from refine_nb.tables import join
-    with refusing(): before, now = join(folder, others or [])
+    from refine_nb.tables import join_tables
+    with refusing(): before, now = join_tables(folder, others or [])
     typer.echo(f"{folder}: {now} rows, {now - before} more than before")
 
 
@@ -144,17 +144,17 @@ def verify(
         if states: return typer.echo(library.count_states(root))
         if check: return refuse_changed(library.changed_rows(root))
         made = library.verify(sweeps or (), root, changed_since, again, workers)
-    typer.echo(library.summary(made))
+    typer.echo(library.certificate_summary(made))
     if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
 
 
 def refuse_changed(
-    found: dict[str, list[str]],  # claim card → changed rows
+    changed: dict[str, list[str]],  # claim card → changed rows
 ) -> None:
     "Name the cards that stand on changed rows, and fail"
-    for card, rows in found.items():
+    for card, rows in changed.items():
         typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}", err=True)
-    if found: raise typer.Exit(1)
+    if changed: raise typer.Exit(1)
 
 
 @app.command()
@@ -170,10 +170,10 @@ def clean(
     from refine_nb._project import find_root
     top = find_root(root)
     if top is None and runs is None: raise stop(ValueError(f"{root.resolve()}: no folder above it holds experiments/"))
-    with refusing(): found = list(waste(runs or top / "runs", unfinished))
-    for w in found if dry_run else (): typer.echo(f"{w.size:12,}  {w.kind:10}  {w.path}")
-    with refusing(): found = found if dry_run else [w for w in found if remove_waste(w)]
-    typer.echo(report(found) + (" would be removed" if dry_run else " removed"))
+    with refusing(): items = list(waste(runs or top / "runs", unfinished))
+    for w in items if dry_run else (): typer.echo(f"{w.size:12,}  {w.kind:10}  {w.path}")
+    with refusing(): items = items if dry_run else [w for w in items if remove_waste(w)]
+    typer.echo(report(items) + (" would be removed" if dry_run else " removed"))
 
 
 if __name__ == "__main__": app()

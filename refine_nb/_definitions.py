@@ -81,20 +81,20 @@ def definitions(
     text: str,    # its source
 ) -> list[Definition]:
     "A module in pieces"
-    found = []
+    pieces = []
     for node in ast.parse(text).body:
-        if isinstance(node, _FUNCTIONS): found.append(_define(f"{module}.{_owner(node)}{node.name}", node, [node], True))
+        if isinstance(node, _FUNCTIONS): pieces.append(_define(f"{module}.{_owner(node)}{node.name}", node, [node], True))
         elif isinstance(node, ast.ClassDef):
             methods = [s for s in node.body if isinstance(s, _FUNCTIONS)]
             body = [s for s in node.body if s not in methods and not _words(s)]
-            found += [_define(f"{module}.{node.name}.{m.name}", m, [m], True) for m in methods]
+            pieces += [_define(f"{module}.{node.name}.{m.name}", m, [m], True) for m in methods]
             head = [*node.decorator_list, *node.bases, *node.keywords]
-            found.append(_define(f"{module}.{node.name}", node, head + body, False))
+            pieces.append(_define(f"{module}.{node.name}", node, head + body, False))
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            for alias in node.names: found.append(_imported(module, node, alias))
+            for alias in node.names: pieces.append(_imported(module, node, alias))
         elif _bound(node) != ["__all__"] and not _words(node):
-            for name in _bound(node) or [""]: found.append(_define(f"{module}.{name}".rstrip("."), node, [node], False))
-    return found
+            for name in _bound(node) or [""]: pieces.append(_define(f"{module}.{name}".rstrip("."), node, [node], False))
+    return pieces
 
 
 def _imported(module: str, node: ast.stmt, alias: ast.alias) -> Definition:
@@ -148,14 +148,14 @@ class Code:
         rest = {d for m in modules for d in self.pieces.get(m, []) if not d.function}
         fresh = used | {d for d in rest if "." not in d.name}
         everywhere = set(self.cells(experiment)[1]) | {n for d in used for n in d.name.split(".")[1:-1]}
-        inside, found = set(), set()  # an import serves its own module only
+        inside, reached = set(), set()  # an import serves its own module only
         while fresh:
-            found |= fresh
+            reached |= fresh
             everywhere |= {n for d in fresh for n in d.mentions}
             inside |= {f"{d.name.partition('.')[0]}.{n}" for d in fresh for n in d.mentions}
             named = {d for d in rest if not d.imported and d.name.rpartition(".")[2] in everywhere}
-            fresh = (named | {d for d in rest if d.name in inside}) - found
-        return {d.name for d in found}
+            fresh = (named | {d for d in rest if d.name in inside}) - reached
+        return {d.name for d in reached}
 
     def digest_of(self,
         experiment: str,        # name of the notebook

@@ -11,27 +11,27 @@ from .statistics import (
 )
 
 
-class Open(Exception):
+class Undecided(Exception):
     "Why a claim cannot be decided"
 
 
-def select(
+def select_rows(
     table,                          # from `read_runs`
     card: Mapping[str, object],     # a claim card
     where: Mapping[str, object],    # the arm or a control; overrides the scope
 ):
     "Rows of one arm, indexed by random seed: one per seed, every parameter pinned"
     wanted, lists = (card.get("scope") or {}) | (where or {}), table["parameters"].tolist()
-    own = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
-    names, chosen = {n for p in own for n in p.split()}, range(len(table))
+    free = {p: set(p.split()) - {"seed", *wanted} for p in set(lists)}
+    names, chosen = {n for p in free for n in p.split()}, range(len(table))
     for name, value in wanted.items() if len(table) else ():
         if name not in names: raise CardError(f"{card['id']}: {unknown_name('parameter', name, sorted(names))}")
         column = table[name].tolist()
         fits = {i for i, v in enumerate(column) if (v == value if value is not None else v is None or v != v)}
         if not fits:
-            raise Open(f"no run yet: {unknown_name(name, value, map(str, table[name].dropna().unique()))}")
+            raise Undecided(f"no run yet: {unknown_name(name, value, map(str, table[name].dropna().unique()))}")
         chosen = [i for i in chosen if i in fits]
-    chosen = _pinned(table, [(i, own[lists[i]]) for i in chosen], card, wanted)
+    chosen = _pinned(table, [(i, free[lists[i]]) for i in chosen], card, wanted)
     if "seed" not in names: return table.iloc[chosen]
     seeds = table["seed"].tolist()
     chosen = sorted(chosen, key=lambda i: seeds[i])
@@ -40,18 +40,18 @@ def select(
     return table.iloc[chosen].set_index("seed", drop=False)
 
 
-def _pinned(table, found: list[tuple[int, set[str]]], card: Mapping, wanted: Mapping[str, object]) -> list[int]:
+def _pinned(table, candidates: list[tuple[int, set[str]]], card: Mapping, wanted: Mapping[str, object]) -> list[int]:
     "Of rows with the parameters that nobody named, those that have none; refused where all have one"
-    values = {n: [] for n in set().union(*(names for _, names in found))}
+    values = {n: [] for n in set().union(*(names for _, names in candidates))}
     for name, column in values.items():
         there = table[name].tolist()
-        column += [there[i] for i, names in found if name in names]
+        column += [there[i] for i, names in candidates if name in names]
     free = {n for n, column in values.items() if not all(str(v).startswith("run:") for v in column)}
-    rest = [i for i, names in found if not names & free]
-    if found and not rest:
+    rest = [i for i, names in candidates if not names & free]
+    if candidates and not rest:
         there = ", ".join(f"{n} {list(dict.fromkeys(values[n]))[:3]}" for n in sorted(free))
         raise CardError(f"{card['id']}: scope and arm leave open which {', '.join(sorted(free))} is meant: "
-                        f"{dict(wanted)} fits {len(found)} runs; name each of them (there is {there})")
+                        f"{dict(wanted)} fits {len(candidates)} runs; name each of them (there is {there})")
     return rest
 
 
@@ -83,22 +83,22 @@ METRICS = {name: shape for names, shape in (
     ("cos_j_half log_cpu_to_95", Shape())) for name in names.split()}
 
 
-def measured(
-    rows,                        # from `select`
+def checked_values(
+    rows,                        # from `select_rows`
     card: Mapping[str, object],  # a claim card
     fixed: bool,                 # whether the rows must come from a deterministic method
 ):
     "The rows with a value each; open where there are none, or where one has none"
     metric, test = card["metric"], card["rule"]["test"]
-    if not len(rows): raise Open("no runs yet")
-    if (rows["status"] != "ok").any(): raise Open(f"{(rows['status'] != 'ok').sum()} of {len(rows)} runs diverged")
+    if not len(rows): raise Undecided("no runs yet")
+    if (rows["status"] != "ok").any(): raise Undecided(f"{(rows['status'] != 'ok').sum()} of {len(rows)} runs diverged")
     if rows[metric].isna().any():
-        raise Open(f"{rows[metric].isna().sum()} of {len(rows)} runs have no finite {metric}")
-    known = rows["deterministic"].astype(bool)
-    if fixed and not known.all():
+        raise Undecided(f"{rows[metric].isna().sum()} of {len(rows)} runs have no finite {metric}")
+    exact = rows["deterministic"].astype(bool)
+    if fixed and not exact.all():
         raise CardError(f"{card['id']}: test {test} is for deterministic methods; "
                         "these runs depend on their random seed")
-    if not fixed and known.any():
+    if not fixed and exact.any():
         raise CardError(f"{card['id']}: these runs are deterministic, random seeds are no evidence: "
                         "test exact or windows, as a control against_fixed")
     if fixed and rows[metric].nunique() > 1:
@@ -106,20 +106,20 @@ def measured(
     return rows
 
 
-def one(
+def fixed_value(
     rows,                        # of a deterministic method
     card: Mapping[str, object],  # a claim card
 ) -> Interval:
     "The value of a deterministic method: exact, or with its interval over windows"
-    row, metric = measured(rows, card, True).iloc[0], card["metric"]
+    row, metric = checked_values(rows, card, True).iloc[0], card["metric"]
     value, n = float(row[metric]), card["rule"].get("n")
     if card["rule"]["test"] != "windows": return Interval(value, value, value, 1)
-    if not row.get(f"{metric}_windows", 0) >= n: raise Open(f"fewer than {n} windows")
+    if not row.get(f"{metric}_windows", 0) >= n: raise Undecided(f"fewer than {n} windows")
     return Interval(value, float(row[f"{metric}_low"]), float(row[f"{metric}_high"]), int(row[f"{metric}_windows"]))
 
 
 def seed_values(
-    rows,                        # from `select`
+    rows,                        # from `select_rows`
     card: Mapping[str, object],  # a claim card
 ):
     "The value of each of the rule's random seeds; open where one is missing"
@@ -132,10 +132,10 @@ def seed_values(
         raise CardError(f"{card['id']}: more than one run with the random seed {twice}")
     missing = [s for s in seeds if s not in rows.index]
     if len(rows) and missing and not rows["deterministic"].astype(bool).all():
-        asked = ", ".join(map(str, seeds)) if rule.get("seeds") else f"0 … {rule['n'] - 1}"
+        wanted = ", ".join(map(str, seeds)) if rule.get("seeds") else f"0 … {rule['n'] - 1}"
         verb = "is" if len(missing) == 1 else "are"
-        raise Open(f"of the random seeds {asked}, {', '.join(map(str, missing))} {verb} missing")
-    return measured(rows[rows.index.isin(seeds)], card, False)[card["metric"]]
+        raise Undecided(f"of the random seeds {wanted}, {', '.join(map(str, missing))} {verb} missing")
+    return checked_values(rows[rows.index.isin(seeds)], card, False)[card["metric"]]
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def over_seeds(
     test, shape = card["rule"]["test"], METRICS.get(card["metric"], Shape())
     levels = 0.95, 1 - 0.05 / max(1, len(card.get("controls") or {}))
     a, b = seed_values(arm, card), seed_values(control, card) if test == "paired" else None
-    base = float(b.mean()) if test == "paired" else one(control, card).mean if test == "against_fixed" else None
+    base = float(b.mean()) if test == "paired" else fixed_value(control, card).mean if test == "against_fixed" else None
     d = a - (b if test == "paired" else base or 0.0)
     values, room = tuple(d), (shape.high - base, base - shape.low) if base is not None else Number.room
     if shape.passes and {*a, *(b if b is not None else ())} <= {0, 1} and test != "against_fixed":
@@ -188,8 +188,8 @@ def over_windows(
     card: Mapping[str, object],  # a claim card
 ) -> Number:
     "A deterministic value, or a difference of two: its interval reaches from the worst case to the best (conservative)"
-    i, kind = one(arm, card), card["rule"]["test"]
+    i, kind = fixed_value(arm, card), card["rule"]["test"]
     if control is not None:
-        b = one(control, card)
+        b = fixed_value(control, card)
         i = Interval(i.mean - b.mean, i.low - b.high, i.high - b.low, min(i.n, b.n))
     return Number(i, i.widen(max(1, len(card.get("controls") or {}))), kind)

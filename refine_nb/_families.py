@@ -16,9 +16,7 @@ from .gpt import PRECISIONS, ContextualGPT, GPTConfig, Linear, set_precision
 from .quiet_star import QuietConfig, QuietGPT
 from .trigram import NGram
 from .trm import NormedGPT, RecursiveGPT, TRMConfig
-from .warm_start import _plain
-from .warm_start import load_model as load_thinking
-from .warm_start import save_model as save_thinking
+from .warm_start import _plain, load_thinking_model, save_thinking_model
 
 
 class _Family(NamedTuple):
@@ -60,7 +58,7 @@ def save(
     "Write a model with vocabulary and configuration into one file, whole or not at all; `load(file)` is the way back"
     model = getattr(model, "_orig_mod", model)  # of a compiled one
     family, vocab = family_of(model), vocab or getattr(model, "vocab", None)
-    if family == "thinking": return save_thinking(file, model, model.task, model.thoughts)
+    if family == "thinking": return save_thinking_model(file, model, model.task, model.thoughts)
     if vocab is None: raise ValueError(f"what do the ids of this {type(model).__name__} mean? Give save(file, model, vocab)")
     n_symbols = model.n_symbols if family == "counts" else model.cfg.n_symbols
     if len(vocab) != n_symbols:
@@ -75,7 +73,7 @@ def load(
 ) -> nn.Module:  # in evaluation mode, with its `vocab`; a thinking model also with its `task` and `thoughts`
     "A saved model of any kind; executes no code; raises `FileNotFoundError`, `BadCheckpoint` for damaged and foreign files"
     family, settings, tensors = read_model_file(file)
-    if family == "thinking": return load_thinking(file)[0]
+    if family == "thinking": return load_thinking_model(file)[0]
     if family not in (*_FAMILIES, "counts"): raise BadCheckpoint(f"{file}: {unknown_name('family of models', family, [*_FAMILIES, 'counts', 'thinking'])}")
     vocab = _vocab(settings["vocab"])
     model = _counts(tensors) if family == "counts" else _build(file, _FAMILIES[family], settings)

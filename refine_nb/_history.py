@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ._files import FileError, conflict_line, json_digest, read_text, write_atomic
 from ._project import git, git_bytes
-from .cards import DECIDES, card_hash, read_card
+from .cards import _DECIDING_FIELDS, card_hash, read_card
 from .parameters import ParameterError, Parameters, from_text, read_parameters, read_yaml, resolve
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
@@ -26,7 +26,7 @@ class History:
     pins: dict = field(default_factory=dict)     # hash of a card → parameters that complete it
     bases: dict = field(default_factory=dict)    # experiment → the parameters that the file does not repeat
     starts: dict = field(default_factory=dict)   # experiment → {parameters: {random seed: starts, sorted}}
-    found: dict = field(default_factory=dict)    # what `seeds` has answered
+    answered: dict = field(default_factory=dict) # what `seeds` has answered
 
     def version(self, card: Mapping[str, object]) -> dict | None:
         "The entry of this very version of a card"
@@ -38,23 +38,23 @@ class History:
         return {v["hash"] for v in self.cards[card["id"]] if v["since"] == mine["since"]} if mine else {card_hash(card)}
 
     @cached_property
-    def asked(self) -> dict:
+    def by_question(self) -> dict:
         "(experiment, parameters completed by today's defaults) → {random seed: starts}"
-        found = {}
+        questions = {}
         for experiment, arms in self.starts.items():
             for params, seeds in arms.items():
-                known = found.setdefault((experiment, complete(self.root, experiment, dict(params))), {})
+                seeds_of = questions.setdefault((experiment, complete(self.root, experiment, dict(params))), {})
                 for seed, starts in seeds.items():
-                    known[seed] = sorted({*known.get(seed, ()), *starts})
-        return found
+                    seeds_of[seed] = sorted({*seeds_of.get(seed, ()), *starts})
+        return questions
 
     def seeds(self, row: Mapping[str, object]) -> dict[str, list[str]]:
         "The starts of a row's arm, by random seed"
         if "experiment" not in row: return {}
         key = row["experiment"], tuple(parameters_of(row).items())
-        if key not in self.found:
-            self.found[key] = self.asked.get((key[0], complete(self.root, key[0], dict(key[1]))), {})
-        return self.found[key]
+        if key not in self.answered:
+            self.answered[key] = self.by_question.get((key[0], complete(self.root, key[0], dict(key[1]))), {})
+        return self.answered[key]
 
 
 # Reading tables and completing parameters
@@ -63,8 +63,8 @@ def parameters_of(
     row: Mapping[str, object],  # of a results table, as text or as values
 ) -> dict[str, str]:
     "The parameters of a row as text, without the random seed, other runs, and what is empty"
-    found = {n: "" if row[n] is None or row[n] != row[n] else str(row[n]) for n in str(row["parameters"]).split()}
-    return {n: v for n, v in sorted(found.items()) if n != "seed" and v and not v.startswith("run:")}
+    values = {n: "" if row[n] is None or row[n] != row[n] else str(row[n]) for n in str(row["parameters"]).split()}
+    return {n: v for n, v in sorted(values.items()) if n != "seed" and v and not v.startswith("run:")}
 
 
 def utc(
@@ -173,36 +173,36 @@ def changes(
     new: Mapping[str, object],  # the next one
 ) -> str:
     "What changed between two versions, in words"
-    a, b = (_leaves({k: c[k] for k in DECIDES if c.get(k)}) for c in (old, new))
+    a, b = (_leaves({k: c[k] for k in _DECIDING_FIELDS if c.get(k)}) for c in (old, new))
     names = [n for n in dict.fromkeys([*a, *b]) if a.get(n) != b.get(n)]
     first = sorted(n for n in names if n != "rule.pilot" and n.startswith(("metric", "rule")))
     rest = [n for n in names if n not in first and n != "rule.pilot"]
     spoken = lambda n: f"{n.removeprefix('rule.')} {a.get(n, 'not named')} → {b.get(n, 'not named')}"
-    said = [spoken(n) for n in [*first, *rest][:6]]
+    words = [spoken(n) for n in [*first, *rest][:6]]
     more = [f"{len(first) + len(rest) - 6} more"] if len(first) + len(rest) > 6 else []
-    return "; ".join([*said, *more, *(["the note on a pilot"] if "rule.pilot" in names else [])])
+    return "; ".join([*words, *more, *(["the note on a pilot"] if "rule.pilot" in names else [])])
 
 
 def add_versions(
     history: History,                       # grows
-    found: list[tuple[str, str, str]],      # (time, commit, text) of one card's file, the earliest first
+    committed: list[tuple[str, str, str]],      # (time, commit, text) of one card's file, the earliest first
 ) -> None:
     "Take over the versions of a card; what the history knows of one already stays"
     before = None
-    for time, commit, text in found:
+    for time, commit, text in committed:
         try: card, says = _version(history.root, text, commit)
         except (ValueError, TypeError, KeyError, AttributeError): continue  # it was committed half-written, and decides nothing
         versions, hash = history.cards.setdefault(card["id"], []), card_hash(card)
-        known = next((v for v in versions if v["hash"] == hash), None)
-        if known is None:
+        version = next((v for v in versions if v["hash"] == hash), None)
+        if version is None:
             since = before[0]["since"] if before and before[1] == says else time
-            said = changes(before[2], card) if before else ""
+            changed = changes(before[2], card) if before else ""
             rule = ", ".join(f"{k} {v}" for k, v in card["rule"].items() if k != "pilot")
-            known = dict(hash=hash, commit=commit[:10], time=time, since=since)
-            known |= dict(says=f"{card['metric']}, {rule}", changes=said)
-            versions.append(known)
+            version = dict(hash=hash, commit=commit[:10], time=time, since=since)
+            version |= dict(says=f"{card['metric']}, {rule}", changes=changed)
+            versions.append(version)
             versions.sort(key=lambda v: (v["time"], v["hash"]))
-        before = known, says, card
+        before = version, says, card
 
 
 def _version(root: Path, text: str, commit: str) -> tuple[dict, str]:
@@ -216,9 +216,9 @@ def add_cards(
     files: Mapping[str, list[tuple[str, str, str]]], # path of a card → (time, commit, text) of its versions
 ) -> None:
     "Take over the versions of all cards; a file is parsed only where one of its commits is new"
-    for name, found in sorted(files.items()):
-        known = {v["commit"] for v in history.cards.get(Path(name).stem, ())}
-        if {commit[:10] for _, commit, _ in found} - known: add_versions(history, sorted(found))
+    for name, committed in sorted(files.items()):
+        commits = {v["commit"] for v in history.cards.get(Path(name).stem, ())}
+        if {commit[:10] for _, commit, _ in committed} - commits: add_versions(history, sorted(committed))
 
 
 # git and the file
@@ -227,7 +227,7 @@ def _blobs(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
     "(path, blob) → (time, commit) of the first commit with it, along the whole history"
     options = "--full-history", "-m", "--raw", "--no-abbrev", "--relative", "--format=commit %ct %H"
     log = git(root, "log", *options, "--", *WATCHED)
-    found, now = {}, ("", "")
+    first, now = {}, ("", "")
     for line in (log or "").splitlines():
         if line.startswith("commit "):
             _, seconds, commit = line.split()
@@ -236,21 +236,21 @@ def _blobs(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
             fields, _, path = line.partition("\t")
             key = path, fields.split()[3]
             if set(key[1]) == {"0"} or not path.endswith(("/runs.csv", ".yaml", FILE.name)): continue
-            found[key] = min(found.get(key, now), now)
-    return found
+            first[key] = min(first.get(key, now), now)
+    return first
 
 
 def _contents(root: Path, blobs: Iterable[str]) -> dict[str, str]:
     "The text of blobs, in one call of git"
-    asked = "\n".join(blobs).encode()
-    out = git_bytes(root, "cat-file", "--batch", given=asked) or b""
-    found, at = {}, 0
+    names = "\n".join(blobs).encode()
+    out = git_bytes(root, "cat-file", "--batch", given=names) or b""
+    texts, at = {}, 0
     while at < len(out):
         end = out.index(b"\n", at)
         blob, _, size = out[at:end].decode().split()
-        found[blob] = out[end + 1:end + 1 + int(size)].decode("utf-8", "replace")
+        texts[blob] = out[end + 1:end + 1 + int(size)].decode("utf-8", "replace")
         at = end + 2 + int(size)
-    return found
+    return texts
 
 
 def whole_git(
@@ -327,10 +327,10 @@ def as_lines(
         base = history.bases.setdefault(experiment, dict(min(arms)))
         facts.append(["base", experiment, base])
         for params, seeds in sorted(arms.items()):
-            own = dict(params)
-            differs = {n: v for n, v in own.items() if base.get(n) != v}
+            values = dict(params)
+            differs = {n: v for n, v in values.items() if base.get(n) != v}
             spoken = {s: " ".join(t) for s, t in sorted(seeds.items())}
-            facts.append(["arm", experiment, differs, sorted(set(base) - set(own)), spoken])
+            facts.append(["arm", experiment, differs, sorted(set(base) - set(values)), spoken])
     return "".join(json.dumps(f, ensure_ascii=False) + "\n" for f in facts)
 
 

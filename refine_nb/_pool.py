@@ -19,7 +19,7 @@ from pathlib import Path
 from refine_nb._files import fsync_tree, try_lock, write_atomic
 from refine_nb._signals import DeferredInterrupt, sigint_blocked
 from refine_nb._attempts import (
-    CARRIED, REQUEST, attempts_at, dead_attempt, let_go, new_attempt, publish, published, read_back,
+    TAKEN_OVER, REQUEST_VARIABLE, attempts_at, dead_attempt, unmark_alive, new_attempt, publish, published_record, request_mismatch,
 )
 
 THREADS = (
@@ -30,7 +30,7 @@ PRINTED = 60  # seconds that a cell's last words may take to arrive
 POLL = 0.5   # seconds between looks at Ctrl-C: a signal that another thread gets does not wake the main one
 
 
-def settle(
+def init_worker(
     driver: int,  # process id of the driver
 ) -> None:
     "In a new worker: one thread per kernel, deaf to Ctrl-C (the driver hears it), dead when the driver dies"
@@ -84,7 +84,7 @@ def kernel_settings(
 ):
     "The kernel finds its request, and none of its user's start-up files, profiles and extensions of IPython"
     settings = folder / ".ipython"
-    given = {REQUEST: str(folder / "request.json"), "IPYTHONDIR": str(settings)}
+    given = {REQUEST_VARIABLE: str(folder / "request.json"), "IPYTHONDIR": str(settings)}
     before = {name: os.environ.get(name) for name in given}
     settings.mkdir()
     os.environ.update(given)
@@ -96,7 +96,7 @@ def kernel_settings(
         shutil.rmtree(settings, ignore_errors=True)
 
 
-def keep_failure(
+def record_failure(
     runs: Path,           # the folder of runs
     id: str,              # run id
     text: str,            # the traceback
@@ -108,13 +108,13 @@ def keep_failure(
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     for path in sorted(folder.iterdir()) if folder else []:
-        if not (resume and path.name in CARRIED): path.rename(kept / path.name)
+        if not (resume and path.name in TAKEN_OVER): path.rename(kept / path.name)
     if folder and not any(folder.iterdir()): folder.rmdir()
     write_atomic(kept / "traceback.txt", text)
     return text
 
 
-def conclude(
+def publish_or_record_failure(
     spec: dict,                   # what was run
     folder: Path,                 # the attempt
     error: BaseException | None,  # the notebook's own error
@@ -122,20 +122,20 @@ def conclude(
     "Publish what was asked for, keep what failed: (outcome, text)"
     runs, record = Path(spec["runs"]), folder / "record.json"
     if not record.exists():
-        said = str(error or "the notebook ended without run.finish")
-        return "failed", keep_failure(runs, spec["id"], said, folder)
-    found = json.loads(record.read_text(encoding="utf-8"))
-    wrong = read_back(spec, found)
-    if wrong: return "failed", keep_failure(runs, spec["id"], wrong, folder, resume=False)
+        reason = str(error or "the notebook ended without run.finish")
+        return "failed", record_failure(runs, spec["id"], reason, folder)
+    finished = json.loads(record.read_text(encoding="utf-8"))
+    wrong = request_mismatch(spec, finished)
+    if wrong: return "failed", record_failure(runs, spec["id"], wrong, folder, resume=False)
     fsync_tree(folder)
-    write_atomic(folder / "run.json", json.dumps(found, indent=1))
+    write_atomic(folder / "run.json", json.dumps(finished, indent=1))
     record.unlink()
     if not publish(folder, runs / spec["id"]):
         shutil.rmtree(folder)
         return "already", "another attempt was first"
     shutil.rmtree(runs / ".failed" / spec["id"], ignore_errors=True)
-    if error and found["status"] == "ok": return "ok", _last_line(error) + " (after run.finish: the result stands)"
-    return found["status"], found["error"] or ""
+    if error and finished["status"] == "ok": return "ok", _last_line(error) + " (after run.finish: the result stands)"
+    return finished["status"], finished["error"] or ""
 
 
 def _last_line(error: BaseException) -> str:
@@ -150,8 +150,8 @@ def publish_finished(
     for folder in attempts_at(Path(spec["runs"]), spec["id"]):
         if not (folder / "record.json").exists(): continue
         with dead_attempt(folder, wait=10) as dead:
-            if dead and not read_back(spec, json.loads((folder / "record.json").read_bytes())):
-                return conclude(spec, folder, None)
+            if dead and not request_mismatch(spec, json.loads((folder / "record.json").read_bytes())):
+                return publish_or_record_failure(spec, folder, None)
     return None
 
 
@@ -161,22 +161,22 @@ def execute_one(
     "Run one notebook, once: ('ok' | 'diverged' | 'failed' | 'died' | 'already' | 'elsewhere', text)"
     runs = Path(spec["runs"])
     with try_lock(runs / ".attempts" / spec["id"] / ".lock") as mine:
-        if published(runs / spec["id"]): return "already", ""
+        if published_record(runs / spec["id"]): return "already", ""
         if not mine: return "elsewhere", ""
         if done := publish_finished(spec): return done
         folder = new_attempt(runs, spec["id"])
         write_atomic(folder / "request.json", json.dumps(spec, indent=1))
         try: return _executed(spec, folder)
-        finally: let_go(folder)
+        finally: unmark_alive(folder)
 
 
 def _executed(spec: dict, folder: Path) -> tuple[str, str]:
     "Run a notebook in an attempt; whatever ends its kernel, a record that is complete is published"
-    try: return conclude(spec, folder, run_notebook(spec, folder))
+    try: return publish_or_record_failure(spec, folder, run_notebook(spec, folder))
     except Exception as error:
-        if (folder / "record.json").exists(): return conclude(spec, folder, error)
+        if (folder / "record.json").exists(): return publish_or_record_failure(spec, folder, error)
         if _kernel_died(error): return "died", _last_line(error)
-        return "failed", keep_failure(Path(spec["runs"]), spec["id"], traceback.format_exc(), folder)
+        return "failed", record_failure(Path(spec["runs"]), spec["id"], traceback.format_exc(), folder)
 
 
 def _kernel_died(error: Exception) -> bool:
@@ -192,10 +192,10 @@ class Worker:
 
     def start(self) -> None:
         "Start the process, and wait until it can work"
-        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=settle, initargs=(os.getpid(),))
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=init_worker, initargs=(os.getpid(),))
         resource_tracker.ensure_running()  # of multiprocessing; its start would let Ctrl-C through
-        with sigint_blocked(): asked = self.pool.submit(os.getpid)
-        self.pid = asked.result()
+        with sigint_blocked(): answer = self.pool.submit(os.getpid)
+        self.pid = answer.result()
 
     def submit(self,
         call,        # a function at the top level of a module
@@ -263,7 +263,7 @@ class _Queue:
 
     def give_up(self, spec: dict, text: str) -> str:
         "Note a run whose worker or kernel died too often"
-        try: return keep_failure(Path(spec["runs"]), spec["id"], text, None)
+        try: return record_failure(Path(spec["runs"]), spec["id"], text, None)
         except OSError as error: return f"{text}; and that could not be kept: {error}"
 
 

@@ -29,8 +29,8 @@ def git(
     *args: str,  # of a git command
 ) -> str | None:
     "What git says, or None where there is no git, no repository or no such thing in it; raises `GitError` where it fails"
-    said = git_bytes(root, *args)
-    return None if said is None else said.decode("utf-8", "replace").strip()
+    output = git_bytes(root, *args)
+    return None if output is None else output.decode("utf-8", "replace").strip()
 
 
 def git_bytes(

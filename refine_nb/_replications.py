@@ -5,7 +5,7 @@ from pathlib import Path
 from ._errors import unknown_name
 from ._sources import card_link, table_row, verdict_of
 from .cards import CardError
-from .parameters import ParameterError, strict_yaml
+from .parameters import ParameterError, parse_yaml
 
 FIELDS = ("name", "published", "source", "link", "margin", "fixed", "cards", "departs")
 REPLIED = {"reproduced": "replicated", "refuted": "not replicated"}
@@ -19,7 +19,7 @@ def read_replications(
     cards: Mapping[str, str],  # id → verdict of every card
 ) -> list[dict]:
     "The entries as written; refused where a field is missing or a card is unknown"
-    try: entries = strict_yaml(path.read_text(encoding="utf-8"), str(path))
+    try: entries = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     for entry in entries:
         missing = [f for f in FIELDS if not entry.get(f)]

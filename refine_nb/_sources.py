@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ._errors import unknown_name
 from .cards import CardError
-from .parameters import ParameterError, strict_yaml
+from .parameters import ParameterError, parse_yaml
 
 STATES = ("present", "partly", "missing")
 OPPOSITE = {"reproduced": "refuted", "refuted": "reproduced"}
@@ -24,7 +24,7 @@ def read_sources(
     cards: Mapping[str, str], # id → verdict of every card
 ) -> dict[str, dict]:
     "letter → title, systems, claims, contradictions; refused where a number is double or a card is unknown"
-    try: sources = strict_yaml(path.read_text(encoding="utf-8"), str(path))
+    try: sources = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     entries = [e for s in sources.values() for e in (*s["systems"], *s["claims"])]
     twice = [n for n, count in Counter(e["number"] for e in entries).items() if count > 1]
@@ -82,10 +82,10 @@ def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
     claims = [["", "claim", "verdict", "cards and notes"], ["---"] * 4, *judged]
     named = [[e["number"], e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
-    said = "\n".join(f"- {c}" for c in source["contradictions"])
+    points = "\n".join(f"- {c}" for c in source["contradictions"])
     return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(table_row, claims)),
                         _fold(f"{len(named)} systems", "\n".join(map(table_row, systems))),
-                        _fold(f"{len(source['contradictions'])} contradictions", said)])
+                        _fold(f"{len(source['contradictions'])} contradictions", points)])
 
 
 def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:

@@ -7,7 +7,7 @@ What follows a forced token is drawn from the policy, so it teaches without bias
 itself was not drawn: TRL would take it for a sample and credit every candidate alike, however unlikely the policy finds it. `forced` says what it teaches:
 
 masked      nothing (`env_mask` 0): unbiased for texts that begin with a candidate, each as often as the others; noisy, as all starts share TRL's baseline.
-weighted    what its weight says: the weight multiplies the whole completion, as in `refine_nb.grpo.Rollouts`, so that the policy's own expected reward is
+weighted    what its weight says: the weight multiplies the whole completion, as in `refine_nb.grpo.RolloutGRPO`, so that the policy's own expected reward is
             climbed, first token included. TRL has no weights; they travel in `env_mask`, scaled to a mean of 1, and reach loss and normaliser of
             "dapo" and "dr_grpo" ("grpo" would divide them out again). The lengths that TRL logs are weighted too.
 sampled     as much as a sample: TRL's bias, kept as a control.
@@ -25,7 +25,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from .candidates import CandidateConfig, select
+from .candidates import CandidateConfig, select_candidates
 from .evaluation import eval_mode
 
 FORCED = ("masked", "weighted", "sampled")
@@ -52,7 +52,7 @@ def guided_rollout(
             with eval_mode(model), torch.no_grad():
                 if train:
                     _, logits = _generate(trainer, model, rows[::g], 1, output_logits=True)
-                    group = select((logits / trainer.temperature).log_softmax(-1), candidates)
+                    group = select_candidates((logits / trainer.temperature).log_softmax(-1), candidates)
                     first, weight, chosen = group.ids.reshape(-1, 1).tolist(), group.weight.flatten(), group.guided.repeat_interleave(g)
                 completions = _complete(trainer, model, rows, first)
         masks = zip(*_masks(weight, chosen, forced), map(len, completions))

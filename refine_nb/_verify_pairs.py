@@ -19,7 +19,7 @@ from ._arms import PROBLEMS, TEXT, TEXTS, Arm, VerifyError, shortened, typed
 from ._definitions import Code
 from ._files import json_digest
 from ._project import git, git_bytes
-from ._verify_side import nothing
+from ._verify_side import no_result
 from .parameters import read_parameters
 from .provenance import PACKAGE
 
@@ -157,8 +157,8 @@ def results_of(
     "arm id → what came of it"
     lines = (folder / "out").read_text(encoding="utf-8").splitlines()
     done = {r["name"]: r for r in map(json.loads, lines)}
-    said = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    lost = nothing(f"it did not run: {said[-1] if said else 'the process died'}")
+    errors = (folder / "err").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lost = no_result(f"it did not run: {errors[-1] if errors else 'the process died'}")
     return {id: done.get(name, lost) for id, name in names.items()}
 
 
@@ -236,7 +236,7 @@ def _ended_after(runners: list[Runner]):
 
 def failed_side(unit: Unit, error: Exception) -> dict[str, dict]:
     "Results of a side that cannot be asked any more"
-    return {a.id: nothing(str(error)) for a in unit.arms}
+    return {a.id: no_result(str(error)) for a in unit.arms}
 
 
 def _cannot_run(work: object, unit: Unit, error: Exception) -> list[dict]:

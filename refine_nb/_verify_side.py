@@ -145,11 +145,11 @@ class Side:
         error = None
         try: self.run_cells(params)
         except FloatingPointError as diverged: self.note_divergence(diverged)
-        except BaseException as raised: error = self.told(raised)
+        except BaseException as raised: error = self.error_text(raised)
         self.watch.disable()
         modules = sorted(n.partition(".")[2] for n in sys.modules if n.startswith("refine_nb."))
         result = {"error": error, "entered": entered(self.watch, self.package), "modules": modules}
-        result |= {"cpu": sum(os.times()[:2])} | found(Path("."), needs)
+        result |= {"cpu": sum(os.times()[:2])} | left_behind(Path("."), needs)
         Path("result.part").write_text(json.dumps(result), encoding="utf-8")
         os.replace("result.part", "result.json")
 
@@ -158,10 +158,10 @@ class Side:
         for value in list(self.names.values()):
             if type(value).__name__ == "Run": value.diverged(error)
 
-    def told(self, error: BaseException) -> str:
+    def error_text(self, error: BaseException) -> str:
         "An error in words, with the place in the notebook or the library where it was raised"
-        own = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-        place = f" ({Path(own[-1].filename).name}, {own[-1].name})" if own else ""
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+        place = f" ({Path(frames[-1].filename).name}, {frames[-1].name})" if frames else ""
         return f"{type(error).__name__}: {error}{place}"
 
     def fork(self, name: str, params: dict, needs: dict[str, str]) -> dict:
@@ -170,7 +170,7 @@ class Side:
         status = in_child(self.child, folder, params, needs)
         if (folder / "result.json").exists(): return json.loads((folder / "result.json").read_text(encoding="utf-8"))
         why = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit code {os.WEXITSTATUS(status)}"
-        return nothing(f"the run ended with {why}; its limit is {self.job['limit']} CPU-s")
+        return no_result(f"the run ended with {why}; its limit is {self.job['limit']} CPU-s")
 
     def need(self, params: dict) -> str:
         "Run, once, a run that others build on; the name of its folder"
@@ -183,19 +183,19 @@ class Side:
         needs = {id: self.need(params) for id, params in run["needs"].items()}
         lost = [self.needs[d]["error"] or "it left no result" for d in needs.values()
                 if (self.needs[d]["record"] or {}).get("status") != "ok"]
-        if lost: return nothing(f"a run that it builds on: {lost[0]}")
+        if lost: return no_result(f"a run that it builds on: {lost[0]}")
         result = self.fork(run["name"], run["params"], needs)
         result["entered"] += [e for d in needs.values() for e in self.needs[d]["entered"]]
         shutil.rmtree(self.scratch / run["name"], ignore_errors=True)
         return result
 
 
-def nothing(error: str) -> dict:
+def no_result(error: str) -> dict:
     "The result of a run that left none"
     return {"error": error, "rows": [], "record": None, "entered": [], "modules": [], "cpu": 0.0}
 
 
-def found(folder: Path, needs: dict) -> dict:
+def left_behind(folder: Path, needs: dict) -> dict:
     "The rows and the record that a run left"
     records = [p for p in (folder / "runs").glob("*/run.json") if p.parent.name not in needs]
     attempts = (folder / "runs").glob(".attempts/*/*/metrics.jsonl")

@@ -1,7 +1,7 @@
 """Weights & Biases as a callback of `refine_nb.train.train` (extra `wandb`), offline unless asked otherwise.
 
     with WandbLog(config=run.params, folder=folder) as log:
-        result = run_step2_rl(folder, baked, task, thoughts, callbacks=(log,))
+        result = run_reinforcement(folder, baked, task, thoughts, callbacks=(log,))
         log.artifact(folder / "model.safetensors", "thinker")
 
 Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run whenever its owner wants it sent.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ._errors import unknown_name
 from .evaluation import normalized_edit_distance
-from .statistics import Interval, bootstrap_interval, pearson, window_interval
+from .statistics import Interval, bootstrap_interval, pearson, statistic_interval
 
 # %% ../nbs/25_anti_theater.ipynb #at2
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def correlation_test(
     value = pearson(x.ravel(), right.ravel())
     if n < LEAST_FOR_CORRELATION or min(hits, n - hits) < LEAST_OF_EACH or math.isnan(value):
         return _finding(value, threshold, None, f"{hits} right and {n - hits} wrong of {n}; {LEAST_OF_EACH} of each and {LEAST_FOR_CORRELATION} in all are needed" + ", and a score that varies" * math.isnan(value))
-    return _finding(value, threshold, window_interval(pearson, x, right), "")
+    return _finding(value, threshold, statistic_interval(pearson, x, right), "")
 
 # %% ../nbs/25_anti_theater.ipynb #at4
 class Report(NamedTuple):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ESTIMATORS', 'SCALES', 'BASELINES', 'DEVIATIONS', 'exact_match', 'prefix_match', 'whole_match', 'partial_credit',
-           'CandidateConfig', 'Candidates', 'select', 'group_advantage']
+           'CandidateConfig', 'Candidates', 'select_candidates', 'group_advantage']
 
 # %% ../nbs/13_candidates.ipynb #c09imp
 import math
@@ -104,7 +104,7 @@ class Candidates:
     guided: Bool[Tensor, "*b"]  # contexts that got candidates; the others sampled
 
 
-def select(
+def select_candidates(
     logp: Float[Tensor, "*b v"],  # the policy's log-probabilities, without gradient
     cfg: CandidateConfig,
     generator: torch.Generator | None = None,  # for repeatable draws
@@ -114,7 +114,7 @@ def select(
     uncertain = h > cfg.threshold
     if cfg.estimator == "exact": ids, selection = torch.arange(g, device=logp.device).expand(*h.shape, g), torch.ones_like(logp)
     elif cfg.estimator == "on_policy": ids, selection = _draw(logp, g, generator), logp.new_ones(*h.shape, g)
-    else: ids, selection = _top_and_tail(logp, uncertain, cfg, generator)
+    else: ids, selection = _top_k_and_random(logp, uncertain, cfg, generator)
     p = logp.gather(-1, ids).exp()
     weight = ESTIMATORS[cfg.estimator](p, selection)
     share = p * (selection > 0) if cfg.estimator == "stratified" else weight
@@ -133,7 +133,7 @@ def _draw(logp, g, generator):
     return torch.multinomial(logp.exp().flatten(0, -2), g, replacement=True, generator=generator).view(*logp.shape[:-1], g)
 
 
-def _top_and_tail(logp, uncertain, cfg, generator):
+def _top_k_and_random(logp, uncertain, cfg, generator):
     "The likeliest characters and, where uncertain, a uniform draw from the rest; 1 / probability of being there"
     v, k, m = logp.shape[-1], cfg.top_k, cfg.n_random
     order = logp.topk(max(k, cfg.confident_k)).indices
@@ -158,9 +158,9 @@ def _divisor(scale, reward, weight, share, mean, low, high, left_out, deviation=
     if scale == "probability":
         return ((share * reward).sum(-1, keepdim=True) + swapped * share * (high - reward)).clamp(min=1e-30)
     adv, best, worst, total = reward - mean, high - mean, low - mean, weight.sum(-1, keepdim=True)
-    own = swapped * weight / total
-    square = (weight * adv.square()).sum(-1, keepdim=True) / total + own * ((best.square() + worst.square()) / 2 - adv.square())
-    variance = square - (own * ((best + worst) / 2 - adv)).square()
+    of_itself = swapped * weight / total
+    square = (weight * adv.square()).sum(-1, keepdim=True) / total + of_itself * ((best.square() + worst.square()) / 2 - adv.square())
+    variance = square - (of_itself * ((best + worst) / 2 - adv)).square()
     if deviation == "population": return variance.sqrt().clamp(min=1e-30)
     return (variance / (1 - (weight / total).square().sum(-1, keepdim=True))).sqrt() + _LEAST_DEVIATION
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LookaheadWindows', 'split_window', 'AdaptiveLayer', 'MetaAwareBlock', 'ConfidenceAwareGPT', 'standard_twin',
-           'next_token', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
+           'next_token_loss', 'two_passes', 'branch_ahead', 'LookaheadConfig', 'Lookahead']
 
 # %% ../nbs/17_confidence.ipynb #c12imp
 import math
@@ -20,7 +20,7 @@ from ._attention import Ahead, Cache, Text, Tree
 from ._errors import unknown_name
 from .data import Windows
 from .evaluation import eval_mode
-from .gpt import Block, ContextualGPT, GPTConfig, Linear, choose, init_weights
+from .gpt import Block, ContextualGPT, GPTConfig, Linear, sample_next, init_weights
 from .prefix import tree_mask
 from .train import cross_entropy
 
@@ -113,9 +113,9 @@ class ConfidenceAwareGPT(ContextualGPT):
         "The normalised last layer, from which both heads read"
         stays, cache = cache is not None, cache or Cache()
         cache.begin(ids)
-        own = self.feedback and confidence_scalars is None
-        hid = self.through(ids, cache, self._heard(ids, cache) if own else confidence_scalars)
-        if own and stays: cache.keep("confidence", self.confidence_predictor(hid).detach())
+        feeds_back = self.feedback and confidence_scalars is None
+        hid = self.through(ids, cache, self._heard(ids, cache) if feeds_back else confidence_scalars)
+        if feeds_back and stays: cache.keep("confidence", self.confidence_predictor(hid).detach())
         cache.end()
         return hid[:, -1:] if last else hid
 
@@ -133,11 +133,11 @@ class ConfidenceAwareGPT(ContextualGPT):
         "What every position hears: its parent's prediction, found by trial passes as long as there are grandchildren"
         passes = self.feedback if passes is None else passes
         if not passes: return None
-        heard = cache.from_parent("confidence", ids.new_zeros(*ids.shape, 1, dtype=self.position.weight.dtype))
+        previous = cache.from_parent("confidence", ids.new_zeros(*ids.shape, 1, dtype=self.position.weight.dtype))
         with eval_mode(self):
             for _ in range(min(passes, cache.chain - 1)):
-                heard = cache.from_parent("confidence", self.confidence_predictor(self.through(ids, cache, heard)))
-        return heard
+                previous = cache.from_parent("confidence", self.confidence_predictor(self.through(ids, cache, previous)))
+        return previous
 
     def forward(
         self, ids: Int[Tensor, "b t"], cache: Cache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
@@ -167,7 +167,7 @@ def standard_twin(
     return model
 
 # %% ../nbs/17_confidence.ipynb #c12next
-def next_token(
+def next_token_loss(
     model: ContextualGPT,
     batch: tuple[Int[Tensor, "b t"], Int[Tensor, "b"], Int[Tensor, "b"]],  # from `LookaheadWindows`
 ) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
@@ -189,9 +189,9 @@ def two_passes(
     now = model(tokens_t, confidence_scalars=previous)
     logits, pred = now["logits"][:, -1], now["confidence_pred"][:, -1]
     with torch.no_grad():
-        own = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        heard = torch.cat([previous, pred[:, None, None]], 1)
-        future = model(torch.cat([tokens_t, own], 1), confidence_scalars=heard)["logits"][:, -1]
+        chosen = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        both = torch.cat([previous, pred[:, None, None]], 1)
+        future = model(torch.cat([tokens_t, chosen], 1), confidence_scalars=both)["logits"][:, -1]
         actual = F.cross_entropy(future, tokens_t_plus_2, reduction="none")
     return pred, actual, F.cross_entropy(logits, tokens_t_plus_1)
 
@@ -209,11 +209,11 @@ def _mask_ahead(
     ids: Int[Tensor, "b t"],  # the text
     branch: Int[Tensor, "b t"],  # what is written after each of its characters
     pred: Float[Tensor, "b t"],  # the confidences predicted there, which the branches hear
-    heard: Float[Tensor, "b t 1"] | None = None,  # the previous confidences of the text; none: zeros
+    previous: Float[Tensor, "b t 1"] | None = None,  # the previous confidences of the text; none: zeros
 ) -> Float[Tensor, "b t v"]:  # logits after each branch
     "Second pass over text and branches, in one row of length 2 t under a tree mask"
     t = ids.shape[1]
-    before = torch.zeros_like(pred)[..., None] if heard is None else heard
+    before = torch.zeros_like(pred)[..., None] if previous is None else previous
     hid = model.hidden(torch.cat([ids, branch], 1), Tree(*_text_and_branches(t)), confidence_scalars=torch.cat([before, pred[..., None]], 1))
     return model.head(hid[:, t:])
 
@@ -264,29 +264,29 @@ class LookaheadConfig:
                              "or use form 'branch'")
 
 # %% ../nbs/17_confidence.ipynb #c12targets
-def _at_the_end(model, cfg, batch, heard):
+def _at_the_end(model, cfg, batch, previous):
     "Predictions, future losses and token loss at the last position; in form 'last_two' also at the one after it"
     ids, one, two = batch
-    heard = ids.new_zeros(*ids.shape, 1, dtype=torch.float32) if heard is None else heard
-    pred, actual, token_loss = two_passes(model, heard, ids, one, two)
+    previous = ids.new_zeros(*ids.shape, 1, dtype=torch.float32) if previous is None else previous
+    pred, actual, token_loss = two_passes(model, previous, ids, one, two)
     if cfg.form == "last": return pred, pred, actual, token_loss
-    text, known = torch.cat([ids, one[:, None]], 1), torch.cat([heard, pred.detach()[:, None, None]], 1)
-    after = F.cross_entropy(model(text, confidence_scalars=known)["logits"][:, -1], two)
+    text, both = torch.cat([ids, one[:, None]], 1), torch.cat([previous, pred.detach()[:, None, None]], 1)
+    after = F.cross_entropy(model(text, confidence_scalars=both)["logits"][:, -1], two)
     return pred, pred, actual, (token_loss + after) / 2
 
 
-def _everywhere(model, cfg, batch, heard, generator):
+def _everywhere(model, cfg, batch, previous, generator):
     "All predictions, those with a target, their future losses, and the token loss, at all positions of all windows"
     window, text = torch.cat([batch[0], batch[1][:, None], batch[2][:, None]], 1), Text(detach=True)
     ids, y, after = window[:, :-2], window[:, 1:-1], window[:, 2:]
-    hid = model.hidden(ids, text, confidence_scalars=heard)
+    hid = model.hidden(ids, text, confidence_scalars=previous)
     logits = model.head(hid)
     pred = model.confidence_predictor(hid.detach() if cfg.detach else hid)[..., 0]
     nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(pred)
     if cfg.form == "shifted": return pred, pred[:, :-1], nll[:, 1:].detach(), nll.mean()
-    branch = y if cfg.target == "teacher" else choose(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
+    branch = y if cfg.target == "teacher" else sample_next(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
     if cfg.form == "branch": ahead = branch_ahead(model, text, branch, pred.detach())
-    else: ahead = _mask_ahead(model, ids, branch, pred.detach(), heard)
+    else: ahead = _mask_ahead(model, ids, branch, pred.detach(), previous)
     actual = F.cross_entropy(ahead.flatten(0, 1), after.flatten(), reduction="none").view_as(pred)
     return pred, pred[:, :-1], actual[:, :-1], nll.mean()  # the last one reads a position that no token loss trains
 
@@ -295,7 +295,7 @@ def _check_lookahead(model, batch, form):
     "Raises before anything is computed"
     if not isinstance(model, ConfidenceAwareGPT):
         raise TypeError(f"the look-ahead needs a ConfidenceAwareGPT, not a {type(model).__name__}: "
-                        "train a plain model with `next_token`")
+                        "train a plain model with `next_token_loss`")
     parts = batch if isinstance(batch, (tuple, list)) and len(batch) == 3 else [torch.empty(())]
     if parts[0].ndim != 2 or any(part.shape != parts[0].shape[:1] for part in parts[1:]):
         raise ValueError("a batch is (tokens_t (b, t), tokens_t_plus_1 (b,), tokens_t_plus_2 (b,)); this one lacks the "
@@ -340,9 +340,9 @@ class Lookahead:
         "The loss, and what is logged"
         _check_lookahead(model, batch, self.cfg.form)
         ids, cfg, fits = batch[0], self.cfg, self.carried is not None and self.carried.shape[:2] == batch[0].shape
-        heard = self.carried if cfg.carry and fits else model.previous(ids)
-        if cfg.form in _LAST: pred, guess, actual, token_loss = _at_the_end(model, cfg, batch, heard)
-        else: pred, guess, actual, token_loss = _everywhere(model, cfg, batch, heard, self.generator)
+        previous = self.carried if cfg.carry and fits else model.previous(ids)
+        if cfg.form in _LAST: pred, guess, actual, token_loss = _at_the_end(model, cfg, batch, previous)
+        else: pred, guess, actual, token_loss = _everywhere(model, cfg, batch, previous, self.generator)
         if cfg.carry: self.carried = self._carry(pred.detach(), ids)
         error = F.mse_loss(guess, actual)
         metrics = dict(token_loss=token_loss.item(), confidence_loss=error.item(), predicted=guess.mean().item())

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UnknownCharacter', 'CharVocab', 'Corpus', 'read_text', 'MarkovSource', 'markov', 'load_corpus', 'split_ids',
-           'Windows', 'eval_windows', 'Supervised', 'supervised']
+           'Windows', 'eval_windows', 'InputsTargets', 'inputs_targets']
 
 # %% ../nbs/01_data.ipynb #81f54fdb
 import hashlib
@@ -70,8 +70,8 @@ class CharVocab:
         if len(strange):
             c = text[strange[0]]
             place = f"{c!r} (U+{ord(c):04X}) at position {strange[0]}"
-            known = f"the {len(self.chars)} characters of this vocabulary: {self.chars!r}"
-            raise UnknownCharacter(f"{place} is not among {known}")
+            alphabet = f"the {len(self.chars)} characters of this vocabulary: {self.chars!r}"
+            raise UnknownCharacter(f"{place} is not among {alphabet}")
         return torch.from_numpy(ids)
 
     def decode(self, ids: Int[Tensor, "t"] | Sequence[int]) -> str:
@@ -249,9 +249,9 @@ def log_probs(
         joint = joint.sum(0)
     code, out = torch.zeros_like(ids[:, 0]), []
     for t in range(ids.shape[1]):
-        known = min(t + 1, self.order)
+        order = min(t + 1, self.order)
         code = code % self.n_symbols ** (self.order - 1) * self.n_symbols + ids[:, t]
-        out.append(tables[self.order - known][code % self.n_symbols**known])
+        out.append(tables[self.order - order][code % self.n_symbols**order])
     return torch.stack(out, 1).float()
 
 
@@ -370,17 +370,17 @@ def eval_windows(
     return ids.unfold(0, context + ahead, context)
 
 # %% ../nbs/01_data.ipynb #d01inoutc
-class Supervised(NamedTuple):
+class InputsTargets(NamedTuple):
     "Inputs, and what their last s positions have to say"
 
     ids: Int[Tensor, "b t"]
     target: Int[Tensor, "b s"]
 
 
-def supervised(
-    batch: Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | Supervised,  # windows, or problems
-) -> Supervised:  # every next character of a text; the completion only of a problem
+def inputs_targets(
+    batch: Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | InputsTargets,  # windows, or problems
+) -> InputsTargets:  # every next character of a text; the completion only of a problem
     "Inputs and targets of a batch: windows of a text, prompts and completions, or what they become"
-    if isinstance(batch, Supervised): return batch
-    if isinstance(batch, Tensor): return Supervised(batch[:, :-1], batch[:, 1:])
-    return Supervised(torch.cat(batch, 1)[:, :-1], batch[1])
+    if isinstance(batch, InputsTargets): return batch
+    if isinstance(batch, Tensor): return InputsTargets(batch[:, :-1], batch[:, 1:])
+    return InputsTargets(torch.cat(batch, 1)[:, :-1], batch[1])

@@ -19,16 +19,16 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from refine_nb._attempts import (
-    REQUEST, adopt, first_start, held_attempts, hold, let_go, new_attempt, publish, published, read_record, set_aside,
+    REQUEST_VARIABLE, take_over, start_record, held_attempts, mark_alive, unmark_alive, new_attempt, publish, published_record, read_record, archive,
 )
 from ._errors import unknown_name
 from ._files import fsync_tree, jsonable, read_jsonl, write_atomic
 from ._project import find_root
 from .cards import card_hashes
 from refine_nb.parameters import (
-    IDENTITY, TAIL, ParameterError, Parameters, parse_cell, read_parameters, resolve,
+    ID_COLUMNS, RUN_COLUMNS, ParameterError, Parameters, parse_cell, read_parameters, resolve,
 )
-from .provenance import PACKAGE, cell_codes, code_hash, identify, library_codes, provenance, source_code
+from .provenance import PACKAGE, cell_codes, code_hash, run_identity, library_codes, provenance, source_code
 from .statistics import bootstrap_interval
 
 # %% ../nbs/93_records.ipynb #p9313
@@ -69,29 +69,29 @@ def start_run(
     root: Path | None = None,       # project folder, if it cannot be found from here
 ):
     "Open the record of this run; in a sweep, refuse to go on unless the live parameters are the requested ones"
-    request = json.loads(Path(os.environ[REQUEST]).read_text(encoding="utf-8")) if REQUEST in os.environ else None
+    request = json.loads(Path(os.environ[REQUEST_VARIABLE]).read_text(encoding="utf-8")) if REQUEST_VARIABLE in os.environ else None
     notebook = Path(request["notebook"]) if request else find_notebook(experiment, root)
     _check_name(experiment, notebook)
     spec, runs = read_parameters(notebook), Path(request["runs"]) if request else notebook.parent.parent / "runs"
     _check_given(spec, corpus, presets)
     live = _live_values(spec, params)
-    head = identify(experiment, resolve(spec, live), corpus, runs, request["needs"] if request else {})
-    known = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
-    library_codes(known=known.get("library", {}))
-    head["code"] = code_hash(notebook)
-    if request: head = _check_request(head, request)
-    for old in [] if request else held_attempts(head["id"]): let_go(old)  # the cell was run again
-    folder = Path(os.environ[REQUEST]).parent if request else new_attempt(runs, head["id"])
-    if request: hold(folder)
-    cards = card_hashes(notebook.parent / "claims", known.get("cards", {}))
-    head |= provenance(notebook.parent.parent) | {"cards": cards, "as_saved": not _edited_since_import()}
-    run = Run(head, folder, notebook, lambda: _live_values(spec, params) == live, bool(request))
+    identity = run_identity(experiment, resolve(spec, live), corpus, runs, request["needs"] if request else {})
+    shared = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
+    library_codes(known=shared.get("library", {}))
+    identity["code"] = code_hash(notebook)
+    if request: identity = _check_request(identity, request)
+    for old in [] if request else held_attempts(identity["id"]): unmark_alive(old)  # the cell was run again
+    folder = Path(os.environ[REQUEST_VARIABLE]).parent if request else new_attempt(runs, identity["id"])
+    if request: mark_alive(folder)
+    cards = card_hashes(notebook.parent / "claims", shared.get("cards", {}))
+    identity |= provenance(notebook.parent.parent) | {"cards": cards, "as_saved": not _edited_since_import()}
+    run = Run(identity, folder, notebook, lambda: _live_values(spec, params) == live, bool(request))
     _watch(run)
     return run
 
 def _check_name(experiment: str, notebook: Path) -> None:
     "Refuse a copy of a notebook that still gives the name of the original"
-    mine = _session_notebook(notebook.parent) if REQUEST not in os.environ else notebook
+    mine = _session_notebook(notebook.parent) if REQUEST_VARIABLE not in os.environ else notebook
     if mine is None or mine.stem == experiment: return
     raise ParameterError(f"{mine.name} calls start_run({experiment!r}), perhaps as a copy: "
                          f"its rows would count as those of {experiment}; write start_run({mine.stem!r}, …)")
@@ -150,27 +150,27 @@ def _live_values(
     return {n: params[n] for n in spec.types}
 
 def _check_request(
-    head: dict,     # what this kernel is about to run
+    identity: dict,     # what this kernel is about to run
     request: dict,  # what the sweep asked for
 ) -> dict:
-    "The head under the id that the sweep knows; anything but what was asked is refused, naming the difference"
-    has, asked = head["params"], request["params"]
-    wrong = [f"{n}: asked {v!r}, the notebook has {has.get(n)!r}" for n, v in asked.items() if has.get(n) != v]
+    "The identity under the id that the sweep knows; anything but what was asked is refused, naming the difference"
+    has, requested = identity["params"], request["params"]
+    wrong = [f"{n}: asked {v!r}, the notebook has {has.get(n)!r}" for n, v in requested.items() if has.get(n) != v]
     if wrong:
         raise ParameterError("the notebook does not run what the sweep asked (is the tag `parameters` lost, "
                              "or a parameter assigned again?): " + "; ".join(wrong))
-    if head["corpus"] != request["corpus"]:
-        raise ParameterError(f"the sweep read the corpus {request['corpus']}, the notebook {head['corpus']}")
-    if head["key"] != request["key"] or head["code"] != request.get("code", head["code"]):
+    if identity["corpus"] != request["corpus"]:
+        raise ParameterError(f"the sweep read the corpus {request['corpus']}, the notebook {identity['corpus']}")
+    if identity["key"] != request["key"] or identity["code"] != request.get("code", identity["code"]):
         raise ParameterError("the code was changed after the sweep was planned: start the sweep again")
-    return head | {"id": request["id"]}
+    return identity | {"id": request["id"]}
 
 # %% ../nbs/93_records.ipynb #p9317
 class Run:
     "A run being recorded: a callback for `train`, and a context that publishes a divergence"
 
     def __init__(self,
-        head: dict,        # identity and provenance
+        identity: dict,        # identity and provenance
         folder: Path,      # the attempt's folder
         notebook: Path,    # file of the experiment
         unchanged,         # () → whether the live parameters are still those at the start
@@ -178,10 +178,10 @@ class Run:
     ):
         self.dir, self.notebook, self.unchanged, self.in_sweep = folder, notebook, unchanged, in_sweep
         self.saved = cell_codes(notebook) if in_sweep else None  # what a sweep runs is what the file holds at the start
-        self.params, self.status, self.runs = head["params"], "running", folder.parents[2]
+        self.params, self.status, self.runs = identity["params"], "running", folder.parents[2]
         self.wall, self.cpu = time.monotonic(), time.process_time()
-        self.adopted, self.last = adopt(folder, code=head.get("code")), {}
-        self.head = head | first_start(folder, head)
+        self.adopted, self.last = take_over(folder, code=identity.get("code")), {}
+        self.identity = identity | start_record(folder, identity)
         self.rows = self.dir / "metrics.jsonl"
         self.rows.touch()
 
@@ -203,11 +203,11 @@ class Run:
         if not str(self.params[name]).startswith("run:") or record is None:
             raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; "
                              "in a sweep file {sweep: NAME, where: {parameter: value}}")
-        asked = {k: self.params[k] for k in same} | fields
+        needed = {k: self.params[k] for k in same} | fields
         if record["status"] != "ok":
             raise ValueError(f"{name} {self.params[name]} is a run that {record['status']}: {record.get('error')}")
         there = record["params"]
-        other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in asked.items() if there.get(k) != v]
+        other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in needed.items() if there.get(k) != v]
         if other: raise ValueError(f"{name} {self.params[name]} does not go with this run: {'; '.join(other)}")
         return folder
 
@@ -249,7 +249,7 @@ class Run:
         "Publish the run as diverged, with the rows it got to"
         if self.status == "running": self._close({}, {}, "diverged", False, str(error))
 
-    def __repr__(self): return f"Run({self.head['experiment']} {self.head['id']}, {self.status}, {self.params})"
+    def __repr__(self): return f"Run({self.identity['experiment']} {self.identity['id']}, {self.status}, {self.params})"
 
 # %% ../nbs/93_records.ipynb #p9319
 def write_windows(
@@ -278,7 +278,7 @@ def finish(self: Run,
     for name, values in windows.items():
         mean, low, high, n = bootstrap_interval(values)
         metrics |= {name: metrics.get(name, mean), f"{name}_low": low, f"{name}_high": high, f"{name}_windows": n}
-    taken = set(metrics) & {*self.params, *IDENTITY, *TAIL}
+    taken = set(metrics) & {*self.params, *ID_COLUMNS, *RUN_COLUMNS}
     if taken:
         raise ValueError(f"a metric may not be called {', '.join(sorted(taken))}: the table has such a column already")
     if windows: write_windows(self.dir / WINDOWS, windows)
@@ -291,8 +291,8 @@ def _close(self: Run, metrics: dict, totals: dict, status: str, deterministic: b
     totals = {field: totals.get(field, self.last.get(name)) for field, name in _TOTALS.items()}
     paths = [p.relative_to(self.dir) for p in self.dir.rglob("*") if p.is_file()]
     files = sorted(str(p) for p in paths if p.parts[0] not in _RECORD_FILES)
-    as_saved = self.head["as_saved"] and _as_saved(self.saved if self.in_sweep else cell_codes(self.notebook))
-    record = self.head | {"status": status, "error": error, "non_finite": metrics.pop("non_finite", [])}
+    as_saved = self.identity["as_saved"] and _as_saved(self.saved if self.in_sweep else cell_codes(self.notebook))
+    record = self.identity | {"status": status, "error": error, "non_finite": metrics.pop("non_finite", [])}
     record |= {"metrics": metrics, "deterministic": deterministic} | totals | self._cost()
     record |= {"as_saved": as_saved, "files": files}
     self.status = status
@@ -304,14 +304,14 @@ def _close(self: Run, metrics: dict, totals: dict, status: str, deterministic: b
 @patch
 def _publish(self: Run) -> Path:
     "Rename the attempt into place; a repetition with the same numbers is dropped, one with others takes the place"
-    target = self.runs / self.head["id"]
-    before, now = published(target), published(self.dir)
+    target = self.runs / self.identity["id"]
+    before, now = published_record(target), published_record(self.dir)
     if before and now and now["metrics"] != before["metrics"]:
-        print(f"run {target.name} was recorded before with other numbers: that record is now in {set_aside(target)}")
+        print(f"run {target.name} was recorded before with other numbers: that record is now in {archive(target)}")
     if not publish(self.dir, target):
         print(f"run {target.name} was recorded before: this repetition is dropped")
         shutil.rmtree(self.dir)
-    let_go(self.dir)
+    unmark_alive(self.dir)
     self.dir = target
     return target
 

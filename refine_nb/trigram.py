@@ -79,8 +79,8 @@ def log_probs(
     for m in range(1, self.order):
         longer = getattr(self, f"child{m}")[row.clamp(min=0), ids].long()
         row = torch.where(row >= 0, longer, -1)
-        known = row >= 0
-        out[known] = getattr(self, f"logp{m}")[row[known]]
+        seen = row >= 0
+        out[seen] = getattr(self, f"logp{m}")[row[seen]]
         row = F.pad(row[:, :-1], (1, 0), value=-1)  # the parent of the next length ends one character earlier
     return out
 

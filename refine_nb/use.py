@@ -24,16 +24,15 @@ from .candidates import CandidateConfig
 from .confidence import ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows
 from .data import CharVocab, Corpus, Windows, eval_windows, split_ids
 from .evaluation import entropy, eval_mode, evaluate
-from .gpt import ContextualGPT, GPTConfig, choose, sample
-from .grpo import GRPOConfig, Rollouts
-from .pipeline import run_step1_baking, run_step2_rl
+from .gpt import ContextualGPT, GPTConfig, sample, sample_next
+from .grpo import GRPOConfig, RolloutGRPO
+from .pipeline import run_warm_start, run_reinforcement
 from .prefix import Prefix
 from .prefix import generate as continue_prefix
-from .quiet_star import QuietGPT, QuietSTaR
-from .quiet_star import think as write_thoughts
+from .quiet_star import QuietGPT, QuietSTaR, write_thoughts
 from .tasks import ProblemBatches, Task, side_of
 from .thoughts import ThoughtConfig, ThoughtGenerator
-from .train import TrainConfig, answer_loss, cross_entropy, train
+from .train import TrainConfig, completion_cross_entropy, cross_entropy, train
 from .trigram import NGram
 from .trm import TRM, RecursiveGPT, TRMConfig
 from ._families import load
@@ -184,7 +183,7 @@ def generate(
 def _write_counts(model: NGram, ids: Int[Tensor, "t"], n: int, temperature: float, top_k: int | None, draws: torch.Generator) -> Int[Tensor, "s"]:
     "What counts write, character by character"
     for _ in range(n):
-        new = choose(model.log_probs(ids[None, -model.order :])[:, -1], temperature, top_k, draws)
+        new = sample_next(model.log_probs(ids[None, -model.order :])[:, -1], temperature, top_k, draws)
         ids = torch.cat([ids, new])
     return ids
 
@@ -266,7 +265,7 @@ def fit_task(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if method == "gpt": model, objective = ContextualGPT(GPTConfig(len(problems.vocab), **shape)), answer_loss
+        if method == "gpt": model, objective = ContextualGPT(GPTConfig(len(problems.vocab), **shape)), completion_cross_entropy
         else:
             model = RecursiveGPT(TRMConfig.preset(preset, len(problems.vocab), **shape, **recursion))
             objective = TRM(model.cfg.refinement)
@@ -329,16 +328,16 @@ def fit_thinking(
     steps: int = 500,  # updates of the warm start
     reward_steps: int = 0,  # updates by reward
     seed: int = 0,  # of weights, problems and draws
-    **settings,  # of `run_step1_baking`
+    **settings,  # of `run_warm_start`
 ) -> ContextualGPT:  # with `vocab`, `task` and `thoughts`
     "A model that answers with a thought or without"
     training = TrainConfig(steps=steps, lr=4e-3, warmup=min(20, steps // 4), checkpoint_every=50)
     mixed = dict(direct=0.2, canned=0.5) | settings
-    warm = run_step1_baking(Path(folder) / "warm_start", task, training=training, seed=seed, **mixed)
+    warm = run_warm_start(Path(folder) / "warm_start", task, training=training, seed=seed, **mixed)
     if not reward_steps: return load(warm.file)
     rewarded = TrainConfig(steps=reward_steps, lr=5e-4, warmup=min(5, reward_steps // 4), weight_decay=0.0, checkpoint_every=20)
     shown = settings.get("progress", True)
-    run_step2_rl(Path(folder) / "reward", warm.file, task, warm.thoughts, training=rewarded, seed=seed, progress=shown)
+    run_reinforcement(Path(folder) / "reward", warm.file, task, warm.thoughts, training=rewarded, seed=seed, progress=shown)
     return load(Path(folder) / "reward" / "model.safetensors")
 
 
@@ -408,7 +407,7 @@ def reinforce(
     n = min(8, len(vocab) // 2)
     guided = CandidateConfig(threshold=0.0, top_k=n, n_random=n, confident_k=n)
     earn, learner = _string_reward(reward, prompts, vocab), deepcopy(model)
-    objective = Rollouts(GRPOConfig(scale_rewards="none", baseline="split"), guided, len(vocab), length, reward=earn, seed=seed, device=ids[0].device.type)
+    objective = RolloutGRPO(GRPOConfig(scale_rewards="none", baseline="split"), guided, len(vocab), length, reward=earn, seed=seed, device=ids[0].device.type)
     train(learner, objective, _Prompts(ids, length, batch, seed), _training(steps, lr), callbacks=callbacks, progress=progress)
     judge = lambda m: _mean_reward(m, ids, length, earn, seed)
     learner.report = dict(reward_before=judge(model), reward=judge(learner))

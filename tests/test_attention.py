@@ -9,11 +9,11 @@ import torch
 from refine_nb._attention import Ahead, Branches, Text
 from refine_nb.candidates import CandidateConfig
 from refine_nb.confidence import ConfidenceAwareGPT, Lookahead, _mask_ahead, branch_ahead, split_window
-from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, choose, read_prompts, sample
-from refine_nb.grpo import GRPOConfig, Rollouts
-from refine_nb.mugrokfast import LogitWatch
+from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, sample_next, _read_prompts, sample
+from refine_nb.grpo import GRPOConfig, RolloutGRPO
+from refine_nb.mugrokfast import MaxLogitWatch
 from refine_nb.prefix import Prefix, branch_logits, generate, tree_logits
-from refine_nb.quiet_star import QuietConfig, QuietGPT, think
+from refine_nb.quiet_star import QuietConfig, QuietGPT, write_thoughts
 from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.trm import NormedGPT, RecursiveGPT, TRMConfig
 
@@ -68,7 +68,7 @@ def written(model, prompt, n, g, temperature, first=None):
     "Plain rows: every row read again for each character"
     rows, draws = prompt.repeat_interleave(g, 0), rng()
     for i in range(n):
-        new = first.flatten() if first is not None and i == 0 else choose(model(rows)[:, -1], temperature, None, draws)
+        new = first.flatten() if first is not None and i == 0 else sample_next(model(rows)[:, -1], temperature, None, draws)
         rows = torch.cat([rows, new[:, None]], 1)
     return rows.unflatten(0, (-1, g))
 
@@ -143,7 +143,7 @@ def test_thinking(model):
             row = [*text[i, : p + 1].tolist(), THOUGHTS.start]
             for _ in range(THOUGHTS.length): row.append(int(thought_logp(model(torch.tensor([row]))[0, -1], THOUGHTS).argmax()))
             ours.append(row[-THOUGHTS.length :])
-    assert think(Prefix(model, text), AT, ThoughtConfig(9, 10, length=3, temperature=0.0)).flatten(0, 1).tolist() == ours
+    assert write_thoughts(Prefix(model, text), AT, ThoughtConfig(9, 10, length=3, temperature=0.0)).flatten(0, 1).tolist() == ours
 
 
 def test_look_ahead(model):
@@ -193,7 +193,7 @@ def largest_by_hand(model, text):
 
 def test_attention_watch(model):
     text = ids(3, 9)
-    want, watch = largest_by_hand(model, text), LogitWatch(model)
+    want, watch = largest_by_hand(model, text), MaxLogitWatch(model)
     model(text).sum().backward()
     torch.testing.assert_close(torch.stack(watch.largest).detach(), want, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(model.attention_logit_max(text), want, rtol=1e-5, atol=1e-5)
@@ -205,7 +205,7 @@ def test_attention_watch(model):
 
 def test_grpo_rollouts(model):
     "The policy that learns is the one that drew"
-    rollouts, batch = Rollouts(GRPOConfig(), CandidateConfig("on_policy", n_samples=3), V, 4, seed=2), ids(3, 10)
+    rollouts, batch = RolloutGRPO(GRPOConfig(), CandidateConfig("on_policy", n_samples=3), V, 4, seed=2), ids(3, 10)
     read = rollouts.read(model, batch)
     tries, _ = rollouts.explore(read, batch)
     logp, chosen = rollouts.log_probs(read, tries)
@@ -277,5 +277,5 @@ def test_prompts_read_in_parts_keep_what_is_heard():
     model = ConfidenceAwareGPT(GPTConfig(V, n_layers=1, ngram=2, **SHAPE), feedback=CONTEXT).eval()
     for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
     cache = model.new_cache(5, 8)
-    close(read_prompts(model, ids(5, 6), cache, tokens=12), model(ids(5, 6))[:, -1])
+    close(_read_prompts(model, ids(5, 6), cache, tokens=12), model(ids(5, 6))[:, -1])
     close(model(ids(5, 2, seed=2), cache), model(torch.cat([ids(5, 6), ids(5, 2, seed=2)], 1))[:, -2:])

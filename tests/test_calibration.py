@@ -15,19 +15,19 @@ from refine_nb.calibration import (
     calibration_curve,
     calibration_error,
     isotonic_map,
-    judge_ahead,
-    judge_last,
-    quality,
+    evaluate_lookahead,
+    evaluate_last_position,
+    predictor_quality,
     r2,
     r2_gain,
     risk_coverage,
 )
-from refine_nb.statistics import bootstrap_interval, window_interval
+from refine_nb.statistics import bootstrap_interval, statistic_interval
 
 
 def test_the_losses_that_are_judged_are_those_of_concatenation():
     model, windows = random_model(2), characters(3, 10)
-    found, ids = judge_ahead(model, windows, oracle=True), windows[:, :8]
+    found, ids = evaluate_lookahead(model, windows, oracle=True), windows[:, :8]
     assert {v.shape for v in found.values()} == {(3, 7)}  # the future of the last position is read where nothing is trained
     heard = model.previous(ids)
     now = model(ids, confidence_scalars=heard)
@@ -80,7 +80,7 @@ def planted(n=240, t=20, seed=0) -> dict[str, torch.Tensor]:
 
 def test_quality_and_gain_find_a_planted_head():
     fit, judged = planted(), planted(seed=1)
-    table, gains = quality(fit, judged), r2_gain(fit, judged)
+    table, gains = predictor_quality(fit, judged), r2_gain(fit, judged)
     assert table.loc["head", "r2"] == pytest.approx(0.5, abs=0.03) and abs(table.loc["entropy", "r2"]) < 0.01
     assert table.loc["head", "pearson"] == pytest.approx(-(0.5**0.5), abs=0.02) and table.loc["head", "spearman"] < -0.6 and table.loc["head", "auroc"] < 0.3
     assert gains.mean() == pytest.approx(table.loc["head", "r2"] - table.loc["entropy", "r2"]) and bootstrap_interval(gains).low > 0.4
@@ -89,12 +89,12 @@ def test_quality_and_gain_find_a_planted_head():
 
 def test_the_gain_is_exact_for_a_head_that_varies_little():
     fit, judged = ({k: v if k != "head" else 100 - v / 1000 for k, v in planted(n=800, t=40, seed=s).items()} for s in (0, 1))
-    table = quality(fit, judged)
+    table = predictor_quality(fit, judged)
     assert r2_gain(fit, judged).mean() == pytest.approx(table.loc["head", "r2"] - table.loc["entropy", "r2"], abs=1e-6)
 
 
 def test_window_interval_covers_the_planted_value():
-    inside = [window_interval(lambda x, y: r2(x, y), (10 - d["head"].numpy()) / 2 + 1.5, d["sampled"].numpy(), resamples=60) for d in (planted(seed=s) for s in range(12))]
+    inside = [statistic_interval(lambda x, y: r2(x, y), (10 - d["head"].numpy()) / 2 + 1.5, d["sampled"].numpy(), resamples=60) for d in (planted(seed=s) for s in range(12))]
     assert sum(i.low <= 0.5 <= i.high for i in inside) >= 9 and all(0.01 < i.high - i.low < 0.15 for i in inside)
 
 
@@ -171,14 +171,14 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_a_corpus_of_one_symbol_is_undefined_and_not_perfect():
     silent = {name: torch.zeros(6, 4) for name in ("entropy", "max_prob", "sampled")} | dict(head=torch.full((6, 4), 2.0))
-    table = quality(silent, silent)
+    table = predictor_quality(silent, silent)
     assert table[["r2", "pearson", "spearman", "auroc"]].isna().all(axis=None)
     assert table.loc["head", "ece"] == 2 and table.loc["entropy", "ece"] == 0 and (table.ece_isotonic == 0).all() and (table.ece_temperature == 0).all()
     assert np.isnan(r2_gain(silent, silent)).all()
     for name in ("head", "sampled"):
         broken = planted()
         broken[name][3, 5] = torch.nan
-        for call in (quality, r2_gain):
+        for call in (predictor_quality, r2_gain):
             with pytest.raises(ValueError, match=f"{name} is nan in row 65"): call(broken, planted())
             with pytest.raises(ValueError, match=f"{name} is nan in row 65"): call(planted(), broken)
 
@@ -186,10 +186,10 @@ def test_a_corpus_of_one_symbol_is_undefined_and_not_perfect():
 def test_the_last_position_alone_is_that_of_all():
     for feedback in (0, 2):
         model, windows = random_model(feedback), characters(5, 10)
-        found, everywhere = judge_last(model, windows[:, :-1], rows=2), judge_ahead(model, windows)
+        found, everywhere = evaluate_last_position(model, windows[:, :-1], rows=2), evaluate_lookahead(model, windows)
         assert torch.allclose(found["head"], everywhere["head"][:, -1], atol=1e-5) and found["sampled"].shape == (5,)
     ids, heard = windows[:, :8], torch.full((5, 8, 1), 0.7)
     pred = model(ids, confidence_scalars=heard)["confidence_pred"]
-    assert torch.allclose(judge_last(model, windows, 0.7)["head"], pred[:, -1], atol=1e-5)
+    assert torch.allclose(evaluate_last_position(model, windows, 0.7)["head"], pred[:, -1], atol=1e-5)
     nll = torch.stack([-concatenated(model, ids, torch.full_like(ids, a), pred, heard)[:, -1].log_softmax(-1).gather(-1, windows[:, -1:])[:, 0] for a in range(7)], 1)
-    assert (judge_last(model, windows, 0.7)["sampled"][:, None] - nll).abs().amin(1).max() < 1e-5
+    assert (evaluate_last_position(model, windows, 0.7)["sampled"][:, None] - nll).abs().amin(1).max() < 1e-5

@@ -14,7 +14,7 @@ from refine_nb.candidates import (
     group_advantage,
     partial_credit,
     prefix_match,
-    select,
+    select_candidates,
     whole_match,
 )
 from refine_nb.evaluation import entropy
@@ -48,7 +48,7 @@ def test_partial_credit_is_for_the_likeliest_only():
 
 def test_candidates_are_the_likeliest_and_distinct_others():
     logp, cfg = random_logp(200, 30), CandidateConfig(threshold=0.0, top_k=4, n_random=6, confident_k=4)
-    group = select(logp, cfg, generator())
+    group = select_candidates(logp, cfg, generator())
     assert torch.equal(group.ids[:, :4], logp.topk(4).indices)
     assert all(len(set(row)) == 10 for row in group.ids.tolist())
     assert torch.allclose(group.weight[:, :4], logp.gather(-1, group.ids[:, :4]).exp())
@@ -58,7 +58,7 @@ def test_candidates_are_the_likeliest_and_distinct_others():
 def test_every_character_of_the_tail_is_equally_likely():
     "Each of the 26 others is among the 6 drawn with probability 6 / 26; five standard errors"
     logp, cfg = random_logp(1, 30).expand(20_000, -1), CandidateConfig(threshold=0.0, top_k=4, n_random=6, confident_k=4)
-    counts = select(logp, cfg, generator()).ids[:, 4:].flatten().bincount(minlength=30) / 20_000
+    counts = select_candidates(logp, cfg, generator()).ids[:, 4:].flatten().bincount(minlength=30) / 20_000
     tail = counts[counts > 0]
     assert len(tail) == 26 and (tail - 6 / 26).abs().max() < 5 * math.sqrt(6 / 26 * 20 / 26 / 20_000)
 
@@ -68,23 +68,23 @@ def test_the_gate():
     logp = torch.stack([random_logp(30, scale=0.1), random_logp(30, scale=6.0)])
     h = entropy(logp)
     assert h[0] > 2 > h[1] and torch.allclose(h, torch.distributions.Categorical(logits=logp).entropy(), atol=1e-5)
-    group = select(logp, CandidateConfig("uniform", confident_k=7), generator())
+    group = select_candidates(logp, CandidateConfig("uniform", confident_k=7), generator())
     assert group.uncertain.tolist() == [True, False] and (group.weight > 0).sum(-1).tolist() == [25, 7]
     assert torch.equal(group.ids[1, :7], logp[1].topk(7).indices)
 
 
 def test_more_confident_than_likely_candidates():
     logp = random_logp(1, 30, scale=6.0)
-    group = select(logp, CandidateConfig("stratified", top_k=3, n_random=10, confident_k=8), generator())
+    group = select_candidates(logp, CandidateConfig("stratified", top_k=3, n_random=10, confident_k=8), generator())
     assert torch.equal(group.ids[0, :8], logp[0].topk(8).indices) and (group.weight[0, 8:] == 0).all()
 
 
 def test_split_batch():
     "The most uncertain half gets candidates, the other half samples, both in one tensor"
     logp = torch.stack([random_logp(30, scale=s) for s in (0.1, 5.0, 0.2, 4.0)])
-    group = select(logp, CandidateConfig("uniform", exhaustive_ratio=0.5), generator())
+    group = select_candidates(logp, CandidateConfig("uniform", exhaustive_ratio=0.5), generator())
     assert group.guided.tolist() == [True, False, True, False] and (group.weight[[1, 3]] == 1 / 25).all()
-    draws = torch.stack([select(logp, CandidateConfig("uniform", exhaustive_ratio=0.5), generator(i)).ids[1] for i in range(400)])
+    draws = torch.stack([select_candidates(logp, CandidateConfig("uniform", exhaustive_ratio=0.5), generator(i)).ids[1] for i in range(400)])
     share = (draws == logp[1].argmax()).float().mean()
     p = logp[1].max().exp()
     assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / 10_000)
@@ -95,7 +95,7 @@ def test_mean_under_the_weights(name, unbiased):
     "Σ w f has the expectation Σ π f for sound weights, within five standard errors, and not for the others"
     logp, f = random_logp(30, scale=1.0), torch.rand(30, generator=generator(7))
     cfg = CandidateConfig(name, threshold=0.0, top_k=3, n_random=5, confident_k=3, n_samples=8)
-    group = select(logp.expand(20_000, -1), cfg, generator())
+    group = select_candidates(logp.expand(20_000, -1), cfg, generator())
     sums = (group.weight * f[group.ids]).sum(-1).double()
     error = abs(sums.mean() - (logp.exp() * f).sum()) / (sums.std() / math.sqrt(20_000) + 1e-6)
     assert (error < 5) == unbiased
@@ -103,13 +103,13 @@ def test_mean_under_the_weights(name, unbiased):
 
 @pytest.mark.parametrize("name", ["renormalized", "uniform", "on_policy", "exact"])
 def test_weights_sum_to_one(name):
-    group = select(random_logp(50, 30), CandidateConfig(name), generator())
+    group = select_candidates(random_logp(50, 30), CandidateConfig(name), generator())
     assert torch.allclose(group.weight.sum(-1), torch.ones(50), atol=1e-5)
 
 
 def test_exact_is_the_whole_vocabulary():
     logp = random_logp(4, 30)
-    group = select(logp, CandidateConfig("exact"))
+    group = select_candidates(logp, CandidateConfig("exact"))
     assert torch.equal(group.ids, torch.arange(30).expand(4, 30)) and torch.allclose(group.weight, logp.exp())
     assert set(ESTIMATORS) == {"exact", "stratified", "renormalized", "uniform", "on_policy"}
 
@@ -123,7 +123,7 @@ def test_bad_settings(settings, message):
 
 
 def test_more_candidates_than_symbols():
-    with pytest.raises(ValueError, match="10 likeliest . 15 random candidates are more than the 20 symbols"): select(random_logp(2, 20), CandidateConfig())
+    with pytest.raises(ValueError, match="10 likeliest . 15 random candidates are more than the 20 symbols"): select_candidates(random_logp(2, 20), CandidateConfig())
 
 
 # Advantages
@@ -290,4 +290,4 @@ def test_deviation_of_population_or_sample(baseline):
 
 @pytest.mark.parametrize(("ratio", "guided"), [(0.07, 7), (0.29, 29), (0.071, 8), (0.57, 57), (0.0, 0)])
 def test_a_share_of_a_batch_is_not_one_more_by_rounding(ratio, guided):
-    assert select(random_logp(100, 30), CandidateConfig("uniform", exhaustive_ratio=ratio), generator()).guided.sum() == guided
+    assert select_candidates(random_logp(100, 30), CandidateConfig("uniform", exhaustive_ratio=ratio), generator()).guided.sum() == guided

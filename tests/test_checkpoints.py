@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_train import fresh, go, weights
 
-from refine_nb.checkpoints import (BadCheckpoint, _seal, _sha256, check_savable, checkpoints, load_checkpoint, load_weights, newest_checkpoint, read_manifest,
+from refine_nb.checkpoints import (BadCheckpoint, _seal, _sha256, check_savable, list_checkpoints, load_checkpoint, load_weights, newest_checkpoint, read_manifest,
                                    save_checkpoint)
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import Averaged, adamw, cross_entropy, train
+from refine_nb.train import WeightEMA, adamw, cross_entropy, train
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def trained(tmp_path_factory):
     "Checkpoints of steps 7 and 8; copied before anything is done to them"
     folder = tmp_path_factory.mktemp("trained")
     run = fresh(steps=8)
-    train(**run | dict(objective=Averaged(cross_entropy, run["model"], 0.9)), checkpoint_dir=folder)
+    train(**run | dict(objective=WeightEMA(cross_entropy, run["model"], 0.9)), checkpoint_dir=folder)
     return folder
 
 
@@ -29,7 +29,7 @@ def copied(trained, tmp_path): return shutil.copytree(trained, tmp_path / "copy"
 def resumed(folder, **kwargs):
     "The same run again, from the folder's checkpoints"
     run = fresh(steps=8)
-    run["objective"] = Averaged(cross_entropy, run["model"], 0.9)
+    run["objective"] = WeightEMA(cross_entropy, run["model"], 0.9)
     return run, train(**run, checkpoint_dir=folder, **kwargs)
 
 
@@ -46,7 +46,7 @@ def reseal(checkpoint, change):
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", '"step"', "{}", '{"seal": "x"}', ""])
 def test_a_manifest_that_is_none(copied, text):
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     (newest / "manifest.json").write_text(text)
     with pytest.raises(BadCheckpoint, match="manifest.json"): read_manifest(newest)
 
@@ -54,20 +54,20 @@ def test_a_manifest_that_is_none(copied, text):
 @pytest.mark.parametrize("field", ["step", "identity", "tensors", "files"])
 @pytest.mark.parametrize("value", [None, "x"])
 def test_a_sealed_manifest_that_lacks_a_field(copied, field, value):
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     reseal(newest, lambda manifest: manifest.update({field: value}) if value else manifest.pop(field))
     with pytest.raises(BadCheckpoint, match=f"incomplete: no {field}"): read_manifest(newest)
 
 
 @pytest.mark.parametrize("what", ["model", "optimizer", "groups", "parts", "settings"])
 def test_a_sealed_identity_that_lacks_a_field(copied, what):
-    for checkpoint in checkpoints(copied): reseal(checkpoint, lambda manifest: manifest["identity"].pop(what))
+    for checkpoint in list_checkpoints(copied): reseal(checkpoint, lambda manifest: manifest["identity"].pop(what))
     with pytest.raises(BadCheckpoint, match=f"incomplete: no {what} in its identity"): resumed(copied)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "training.safetensors", "rows.jsonl"])
 def test_a_sealed_manifest_that_lacks_a_file(copied, name):
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     (newest / name).unlink()
     reseal(newest, lambda manifest: manifest["files"].pop(name))
     with pytest.raises(BadCheckpoint, match=f"{name} is missing"): read_manifest(newest)
@@ -76,7 +76,7 @@ def test_a_sealed_manifest_that_lacks_a_file(copied, name):
 @pytest.mark.parametrize("dropped, listed", [("optimizer/0/exp_avg", True), ("optimizer/", True), ("rng/cpu", False), ("objective/updates", False), ("costs/json", False)])
 def test_sealed_tensors_that_are_missing(copied, dropped, listed):
     "Without the optimiser's state a run would go on with moments of zero; `listed`: the manifest still names them"
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     kept = {name: value for name, value in load_file(newest / "training.safetensors").items() if not name.startswith(dropped)}
     save_file(kept, newest / "training.safetensors")
     reseal(newest, lambda manifest: None if listed else manifest.update(tensors=sorted(kept)))
@@ -84,7 +84,7 @@ def test_sealed_tensors_that_are_missing(copied, dropped, listed):
 
 
 def test_rows_that_are_missing(copied):
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     (newest / "rows.jsonl").write_text((newest / "rows.jsonl").read_text().split("\n", 1)[1])
     reseal(newest, lambda manifest: None)
     with pytest.raises(BadCheckpoint, match="7 rows of 8 steps"): resumed(copied)
@@ -94,20 +94,20 @@ def test_what_is_refused_leaves_everything_as_it_was(copied):
     "Weights of the same shape, another optimiser's settings"
     run = fresh(steps=8)
     before, optimizer = weights(run), adamw(run["model"], run["cfg"])
-    with pytest.raises(BadCheckpoint, match="another run"): load_checkpoint(checkpoints(copied)[-1], run["model"], optimizer, {}, {})
+    with pytest.raises(BadCheckpoint, match="another run"): load_checkpoint(list_checkpoints(copied)[-1], run["model"], optimizer, {}, {})
     assert torch.equal(weights(run), before) and not optimizer.state
 
 
 def test_the_newest_is_damaged_and_the_one_before_it_whole(copied, trained):
     "One bit: the run goes on from the older one, says so, and ends the same; both damaged are refused"
     whole, _ = resumed(trained)
-    newest = checkpoints(copied)[-1]
+    newest = list_checkpoints(copied)[-1]
     data = bytearray((newest / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (newest / "model.safetensors").write_bytes(data)
     with pytest.warns(UserWarning, match="step-00000008/model.safetensors is missing or damaged.*step-00000007"): again, rows = resumed(copied)
     assert torch.equal(weights(whole), weights(again)) and len(rows) == 8 and newest_checkpoint(copied) == newest
-    for checkpoint in checkpoints(copied): (checkpoint / "rows.jsonl").unlink()
+    for checkpoint in list_checkpoints(copied): (checkpoint / "rows.jsonl").unlink()
     with pytest.raises(BadCheckpoint, match="step-00000008.*No checkpoint in .* is whole.*resume=False"): resumed(copied)
     assert len(resumed(copied, resume=False)[1]) == 8 and newest_checkpoint(copied.parent) is None
 
@@ -171,11 +171,11 @@ def test_a_compiled_model_and_the_plain_one_read_each_other(tmp_path, compiled):
             if row["step"] == 10: raise InterruptedError
 
         with pytest.raises(InterruptedError): train(**broken | dict(model=first(broken["model"])), checkpoint_dir=folder, callbacks=(stopping,))
-        assert not any("_orig_mod" in name for name in load_file(checkpoints(folder)[-1] / "model.safetensors"))
+        assert not any("_orig_mod" in name for name in load_file(list_checkpoints(folder)[-1] / "model.safetensors"))
         assert [r["flops"] for r in train(**again | dict(model=second(again["model"])), checkpoint_dir=folder)] == [r["flops"] for r in rows]
         assert torch.allclose(weights(whole), weights(again), atol=1e-6)
         plain = fresh()
-        load_weights(plain["model"], checkpoints(folder)[-1])
+        load_weights(plain["model"], list_checkpoints(folder)[-1])
         assert torch.equal(weights(plain), weights(again))
 
 

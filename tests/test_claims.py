@@ -15,7 +15,7 @@ from refine_nb._history import FILE, read_history, write_history
 from refine_nb.cards import CardError, check_card, read_cards
 from refine_nb._board import kept, row_states
 from refine_nb._evidence import METRICS, seed_values
-from refine_nb.claims import _in_studies, decide, judge, judge_all, write_claims
+from refine_nb.claims import _in_studies, decide, judge_card, judge_cards, write_claims
 from refine_nb.cards import card_hash, card_hashes
 from refine_nb.parameters import ParameterError
 from refine_nb.statistics import Interval
@@ -43,13 +43,13 @@ B = [0.50, 0.52, 0.54, 0.56, 0.58]
     ([0.050, 0.051, 0.049, 0.050], "open"),  # the fifth seed is missing
 ])
 def test_each_verdict_over_seeds(gains, verdict):
-    found = judge(CARD, pd.DataFrame(rows("a", [b + g for b, g in zip(B, gains)]) + rows("b", B)))
+    found = judge_card(CARD, pd.DataFrame(rows("a", [b + g for b, g in zip(B, gains)]) + rows("b", B)))
     assert found.verdict == verdict
     assert bool(found.numbers) == (len(gains) == 5)
 
 
 def test_a_comparison_across_processors_is_said():
-    def notes(*names): return judge(CARD, pd.DataFrame([r | {"processor": names[r["seed"] % len(names)]} for r in clear()])).notes
+    def notes(*names): return judge_card(CARD, pd.DataFrame([r | {"processor": names[r["seed"] % len(names)]} for r in clear()])).notes
     assert not [n for n in notes("one") if "processors" in n]
     assert [n for n in notes("one", "two") if n == "Recorded on different processors: one; two"]
 
@@ -59,66 +59,66 @@ def clear(**more): return rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B
 
 def test_a_card_changed_after_the_start_is_post_hoc_and_its_wording_is_free():
     table = pd.DataFrame(clear())
-    assert judge(CARD | {"claim": "In other words."}, table).verdict == "reproduced"
+    assert judge_card(CARD | {"claim": "In other words."}, table).verdict == "reproduced"
     for change in ({"rule": CARD["rule"] | {"at_least": 0.03}}, {"metric": "acc_low"}, {"controls": {"b": {"model": "b"}, "b again": {"model": "b"}}}):
-        assert judge(CARD | change, table).verdict == "post hoc"
+        assert judge_card(CARD | change, table).verdict == "post hoc"
     late = table.assign(cards=[json.dumps({})] + list(table["cards"])[1:])  # one run began before there was a card
-    assert judge(CARD, late).verdict == "post hoc"
+    assert judge_card(CARD, late).verdict == "post hoc"
 
 
 def test_a_diverged_run_leaves_the_claim_open():
     table = pd.DataFrame(clear())
     table.loc[2, ["status", "acc"]] = ["diverged", math.nan]
-    assert judge(CARD, table).verdict == "open" and "1 of 5 runs diverged" in judge(CARD, table).why
+    assert judge_card(CARD, table).verdict == "open" and "1 of 5 runs diverged" in judge_card(CARD, table).why
 
 
 def test_seeds_beyond_the_rule_do_not_count():
     more = pd.DataFrame(rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)] + [0.0] * 3) + rows("b", B + [0.9] * 3))
-    assert judge(CARD, more).numbers == judge(CARD, pd.DataFrame(clear())).numbers
+    assert judge_card(CARD, more).numbers == judge_card(CARD, pd.DataFrame(clear())).numbers
 
 
 def test_a_seed_without_a_value_is_not_replaced_by_the_next():
     "Of eight seeds the second is missing: the other seven are what survived, not what was asked for"
     seven = [r for r in rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B + B[:3])]) if r["seed"] != 1] + rows("b", B + B[:3])
-    found = judge(CARD, pd.DataFrame(seven))
+    found = judge_card(CARD, pd.DataFrame(seven))
     assert found.verdict == "open" and "0 … 4, 1 is missing" in found.why
     diverged = pd.DataFrame(clear() + rows("a", B + [0.6])[5:])
     diverged.loc[diverged["seed"] == 5, ["status", "acc"]] = ["diverged", math.nan]
-    assert judge(CARD, diverged).verdict == "reproduced"  # a seed beyond the rule does not count, whatever became of it
+    assert judge_card(CARD, diverged).verdict == "reproduced"  # a seed beyond the rule does not count, whatever became of it
 
 
 def test_one_seed_counts_once():
     "Rows of before and after a parameter was added: two runs of every seed"
     twice = pd.DataFrame(clear() + [r | {"id": r["id"] + "old", "key": r["key"] + "old"} for r in clear()])
-    with pytest.raises(CardError, match="more than one run with the random seed 0"): judge(CARD, twice)
+    with pytest.raises(CardError, match="more than one run with the random seed 0"): judge_card(CARD, twice)
     with pytest.raises(CardError, match="more than one run with the random seed 0"): seed_values(twice[twice["model"] == "a"].set_index("seed"), CARD)
 
 
 def test_only_parameters_select():
-    with pytest.raises(CardError, match="no parameter 'status'"): judge(CARD | {"scope": {"status": "ok"}}, pd.DataFrame(clear()))
+    with pytest.raises(CardError, match="no parameter 'status'"): judge_card(CARD | {"scope": {"status": "ok"}}, pd.DataFrame(clear()))
 
 
 def test_a_value_that_no_run_has_is_named():
-    found = judge(CARD | {"scope": {"preset": "cpuu"}}, pd.DataFrame(clear()))
+    found = judge_card(CARD | {"scope": {"preset": "cpuu"}}, pd.DataFrame(clear()))
     assert found.verdict == "open" and "no preset 'cpuu'; did you mean 'cpu'" in found.why
 
 
 def test_it_must_hold_against_every_control():
     card = CARD | {"controls": {"b": {"model": "b"}, "c": {"model": "c"}}}
     better = rows("c", [b + 0.1 for b in B])
-    found = judge(card, pd.DataFrame([r | {"cards": json.dumps({"c": card_hash(card)})} for r in clear() + better]))
+    found = judge_card(card, pd.DataFrame([r | {"cards": json.dumps({"c": card_hash(card)})} for r in clear() + better]))
     assert found.verdict == "refuted" and "against c" in found.why
 
 
 def test_choosing_between_runs_is_refused():
     twice = pd.DataFrame([r | {"precision": p, "parameters": "model seed preset precision"} for p in ("bf16", "fp32") for r in clear()])
-    with pytest.raises(CardError, match="leave open which precision"): judge(CARD, twice)
+    with pytest.raises(CardError, match="leave open which precision"): judge_card(CARD, twice)
 
 
 def test_each_random_seed_may_build_on_a_run_of_its_own():
     def built(on): return pd.DataFrame([r | {"parameters": "model seed preset start", "start": on(r["seed"])} for r in clear()])
-    assert judge(CARD, built(lambda s: f"run:{s}")).numbers == judge(CARD, pd.DataFrame(clear())).numbers != {}
-    with pytest.raises(CardError, match="leave open which start"): judge(CARD, built(lambda s: f"run:{s}" if s else None))
+    assert judge_card(CARD, built(lambda s: f"run:{s}")).numbers == judge_card(CARD, pd.DataFrame(clear())).numbers != {}
+    with pytest.raises(CardError, match="leave open which start"): judge_card(CARD, built(lambda s: f"run:{s}" if s else None))
 
 
 @pytest.mark.parametrize("rule, verdict", [
@@ -131,27 +131,27 @@ def test_each_random_seed_may_build_on_a_run_of_its_own():
 ])
 def test_a_deterministic_method_is_judged_without_seeds(rule, verdict):
     card = _FIXED | {"rule": rule}
-    assert judge(card, pd.DataFrame(rows("count", [0.27], True, card))).verdict == verdict
+    assert judge_card(card, pd.DataFrame(rows("count", [0.27], True, card))).verdict == verdict
 
 
 def test_two_deterministic_methods_differ_by_the_worst_case():
     card = _FIXED | {"rule": {"test": "windows", "at_least": 0.0, "n": 100}, "controls": {"other": {"model": "other"}}}
     for gap, verdict in ((0.05, "reproduced"), (0.03, "open"), (-0.05, "refuted")):
-        assert judge(card, pd.DataFrame(rows("count", [0.5 + gap], True, card) + rows("other", [0.5], True, card))).verdict == verdict
+        assert judge_card(card, pd.DataFrame(rows("count", [0.5 + gap], True, card) + rows("other", [0.5], True, card))).verdict == verdict
 
 
 def test_pseudo_evidence_is_refused():
-    with pytest.raises(CardError, match="random seeds are no evidence"): judge(CARD, pd.DataFrame(rows("a", [0.9] * 5, True) + rows("b", B)))
-    with pytest.raises(CardError, match="depend on their random seed"): judge(_FIXED, pd.DataFrame(rows("count", [0.27], False, _FIXED)))
-    with pytest.raises(CardError, match="differs between random seeds"): judge(_FIXED, pd.DataFrame(rows("count", [0.27, 0.271], True, _FIXED)))
+    with pytest.raises(CardError, match="random seeds are no evidence"): judge_card(CARD, pd.DataFrame(rows("a", [0.9] * 5, True) + rows("b", B)))
+    with pytest.raises(CardError, match="depend on their random seed"): judge_card(_FIXED, pd.DataFrame(rows("count", [0.27], False, _FIXED)))
+    with pytest.raises(CardError, match="differs between random seeds"): judge_card(_FIXED, pd.DataFrame(rows("count", [0.27, 0.271], True, _FIXED)))
 
 
 def test_a_learner_against_a_fixed_bar():
     card = CARD | {"controls": {"bar": {"model": "bar"}}, "rule": CARD["rule"] | {"test": "against_fixed"}}
     table = pd.DataFrame(rows("a", [0.60, 0.61, 0.62, 0.61, 0.60], card=card) + rows("bar", [0.55], True, card))
-    assert judge(card, table).verdict == "reproduced" and judge(card, table).numbers["bar"].mean == pytest.approx(0.058)
+    assert judge_card(card, table).verdict == "reproduced" and judge_card(card, table).numbers["bar"].mean == pytest.approx(0.058)
     mean = CARD | {"controls": {}, "rule": {"test": "mean", "at_least": 0.62, "n": 5}}
-    assert judge(mean, table.assign(cards=json.dumps({"c": card_hash(mean)}))).verdict == "refuted"
+    assert judge_card(mean, table.assign(cards=json.dumps({"c": card_hash(mean)}))).verdict == "refuted"
 
 
 @pytest.mark.parametrize("low, high, verdict", [(0.0, 1.0, "inside"), (-0.1, 1.0, "across"), (-1.0, -0.1, "outside"), (0.5, 1.1, "across"), (1.1, 2.0, "outside"), (-math.inf, math.inf, "across")])
@@ -260,7 +260,7 @@ def judged(metric, rule, a, b=None):
     "The verdict on values per random seed"
     card = CARD | {"metric": metric, "rule": rule, "controls": {"b": {"model": "b"}} if b else {}}
     found = [r | {metric: r["acc"]} for r in rows("a", a, card=card) + rows("b", b or [], card=card)]
-    return judge(card, pd.DataFrame(found))
+    return judge_card(card, pd.DataFrame(found))
 
 
 def test_no_interval_leaves_the_possible_range():
@@ -299,7 +299,7 @@ def test_one_of_many_controls_refutes_only_beyond_luck():
         card = CARD | {"controls": {f"b{i}": {"model": f"b{i}"} for i in range(k)}}
         others = [r for i in range(1, k) for r in rows(f"b{i}", [b - 0.05 + s / 1000 for s, b in enumerate(B)], card=card)]
         arm = rows("a", [b + g for b, g in zip(B, gains)], card=card)
-        return judge(card, pd.DataFrame(arm + rows("b0", B, card=card) + others)).verdict
+        return judge_card(card, pd.DataFrame(arm + rows("b0", B, card=card) + others)).verdict
     assert [against(k) for k in (1, 4)] == ["no effect found", "open"]
 
 
@@ -317,7 +317,7 @@ def test_retired_cards_stay_visible(project):
 
 
 def test_holm_in_the_study():
-    verdicts = {str(i): judge(CARD, pd.DataFrame(clear())) for i in range(2)}
+    verdicts = {str(i): judge_card(CARD, pd.DataFrame(clear())) for i in range(2)}
     alone = _in_studies(verdicts, {"0": "x", "1": "y"})["0"]
     both = _in_studies(verdicts, {"0": "x", "1": "x"})["0"]
     assert alone.holm == alone.p < 0.025 and both.holm == 2 * alone.p and kept(both).startswith("kept")
@@ -362,7 +362,7 @@ class Lab:
 
     def verdict(self, id="c"):
         "The verdict on a card"
-        return judge_all(self.root)[id]
+        return judge_cards(self.root)[id]
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_a_shallow_clone_uses_the_file_and_does_not_shrink_it(lab, tmp_path):
     write_claims(lab.root)
     lab.commit(5)
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{lab.root}", tmp_path / "shallow"], check=True)
-    assert judge_all(tmp_path / "shallow")["c"].verdict == "post hoc"
+    assert judge_cards(tmp_path / "shallow")["c"].verdict == "post hoc"
     before = (tmp_path / "shallow" / FILE).read_text()
     write_claims(tmp_path / "shallow")
     assert (tmp_path / "shallow" / FILE).read_text() == before and write_claims(tmp_path / "shallow", check=True)[1] == []
@@ -476,5 +476,5 @@ def test_a_shallow_clone_uses_the_file_and_does_not_shrink_it(lab, tmp_path):
 
 def test_the_history_of_this_book():
     "Two thresholds that were written knowing the numbers, and repeated"
-    verdicts = judge_all(ROOT, ["guided_grpo", "context_collapse"])
+    verdicts = judge_cards(ROOT, ["guided_grpo", "context_collapse"])
     assert {verdicts[id].verdict for id in ("renormalized_beats_stratified", "collapse_ends_with_one_guess")} == {"post hoc"}

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from refine_nb._cli import app
-from refine_nb.tables import merge
+from refine_nb.tables import merge_records
 from toy_project import Toy
 
 CARD = """\
@@ -34,7 +34,7 @@ def toy(tmp_path, monkeypatch):
             "corpus": None, "cards": {}, "started": "2030-01-01T00:00:00+00:00", "as_saved": True, "deterministic": True}
     (toy.root / "runs/a/metrics.jsonl").write_text('{"step": 1, "val_x": 1.0}\n')
     (toy.root / "runs/a/run.json").write_text(json.dumps(said))
-    merge(toy.root / "results/s", [said], toy.root / "runs", [])
+    merge_records(toy.root / "results/s", [said], toy.root / "runs", [])
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]): subprocess.run([*git, *words], cwd=toy.root, check=True)
     monkeypatch.chdir(toy.root)

@@ -17,7 +17,7 @@ from refine_nb.confidence import (
     LookaheadWindows,
     _mask_ahead,
     branch_ahead,
-    next_token,
+    next_token_loss,
     split_window,
     standard_twin,
     two_passes,
@@ -270,7 +270,7 @@ def gradients(model, cfg, batch) -> dict[str, torch.Tensor]:
 def test_a_detached_head_does_not_teach_the_trunk():
     model, batch = random_model(), split_window(characters(4, 10))
     model.zero_grad()
-    next_token(model, batch)[0].backward()
+    next_token_loss(model, batch)[0].backward()
     alone = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     apart, shared = (gradients(model, LookaheadConfig(detach=d), batch) for d in (True, False))
     assert all(torch.allclose(apart[n], g, atol=1e-6) for n, g in alone.items()) and not all(torch.allclose(shared[n], g, atol=1e-4) for n, g in alone.items())
@@ -345,12 +345,12 @@ def test_carried_confidences_are_the_last_batchs(monkeypatch):
 def test_counting_operations_leaves_the_objective_alone():
     model, objective, batch = random_model(), Lookahead(LookaheadConfig(detach=False)), split_window(characters(4, 10))
     before = objective.generator.get_state()
-    assert count_flops(model, objective, batch) > 1.25 * count_flops(model, next_token, batch) and torch.equal(objective.generator.get_state(), before)
+    assert count_flops(model, objective, batch) > 1.25 * count_flops(model, next_token_loss, batch) and torch.equal(objective.generator.get_state(), before)
 
 
 def test_the_twins_objective_is_cross_entropy_on_the_same_windows():
     twin, window = standard_twin(SHAPE), characters(4, 10)
-    loss, metrics = next_token(twin, split_window(window))
+    loss, metrics = next_token_loss(twin, split_window(window))
     assert torch.allclose(loss, F.cross_entropy(twin(window[:, :8]).mT, window[:, 1:9])) and metrics["tokens"] == 32
 
 
@@ -377,7 +377,7 @@ def test_a_batch_without_its_three_parts_is_refused(batch):
 def test_what_cannot_work_is_refused_with_the_way_out():
     model, batch = random_model(), split_window(characters(4, 10))
     with pytest.raises(ValueError, match="context=10"): Lookahead(LookaheadConfig(detach=False))(model, split_window(characters(4, 11)))
-    with pytest.raises(TypeError, match="next_token"): Lookahead(LookaheadConfig(detach=False))(standard_twin(SHAPE), batch)
+    with pytest.raises(TypeError, match="next_token_loss"): Lookahead(LookaheadConfig(detach=False))(standard_twin(SHAPE), batch)
     with pytest.raises(ValueError, match=r"\(4, 8, 1\)"): confidence._check_confidence(batch[0], torch.zeros(4, 7, 1))
     with pytest.raises(ValueError, match="is inf"): model(batch[0], confidence_scalars=torch.full((4, 8, 1), torch.inf))
     with pytest.raises(ValueError, match="feedback=0"): Lookahead(LookaheadConfig(form="shifted", target="teacher", detach=False))(random_model(2), batch)

@@ -14,7 +14,7 @@ from refine_nb import _download as network
 from refine_nb._download import download
 from refine_nb.data import (
     CharVocab, MarkovSource, UnknownCharacter, Windows, eval_windows, load_corpus, markov, read_text, split_ids,
-    supervised,
+    inputs_targets,
 )
 
 
@@ -267,7 +267,7 @@ def test_a_hub_is_asked_once_whether_it_is_there(server, monkeypatch, path, offl
 def test_inputs_and_targets():
     "Every next character of a window, only the completion of a problem"
     ids = torch.arange(12).view(2, 6)
-    window, problem = supervised(ids), supervised((ids[:, :4], ids[:, 4:]))
+    window, problem = inputs_targets(ids), inputs_targets((ids[:, :4], ids[:, 4:]))
     assert torch.equal(window.ids, ids[:, :-1]) and torch.equal(window.target, ids[:, 1:])
     assert torch.equal(problem.ids, window.ids) and torch.equal(problem.target, ids[:, 4:])
-    assert supervised(problem) is problem
+    assert inputs_targets(problem) is problem

@@ -45,7 +45,7 @@ def test_further_examples_are_as_many_as_thoughts_with_the_phrase_or_without(tmp
     assert source.counts == (3, 13 - canned, canned) and sum(len(prompt) for prompt, _ in next(source)) == 4 * 4
 
 
-@pytest.mark.parametrize("method, learner", [("reinforce", "ThoughtRL"), ("naive", "PublishedObjective"), ("expert", "warm_loss")])
+@pytest.mark.parametrize("method, learner", [("reinforce", "ThoughtRL"), ("naive", "PublishedObjective"), ("expert", "warm_start_loss")])
 def test_methods_share_their_questions_and_draw_as_many_thoughts(tmp_path, monkeypatch, method, learner):
     ns = thought_rl(tmp_path, monkeypatch, method=method, warm_steps=0, n_thoughts=2)
     objective = ns["objective_of"](method, 3)
@@ -97,7 +97,7 @@ def test_no_positions_are_none(tmp_path, monkeypatch):
 def test_every_judged_place_is_trained_where_places_are_shifted(tmp_path, monkeypatch):
     "Judged texts in the middle of their room; rewarded ones end where the taught ones do"
     ns = longer(tmp_path, monkeypatch, "class Rungs", positions="shifted", method="none", rewarded="longer", batch=40)
-    last = max(p.shape[1] + max(w.shape[1] for _, w in batch) for batch in (next(ns["WarmStart"](ns["worked"], 64, 0.1, 0.0, s, None, ns["shifts"]["taught"])) for s in range(60)) for p, _ in batch)
+    last = max(p.shape[1] + max(w.shape[1] for _, w in batch) for batch in (next(ns["WarmStartBatches"](ns["worked"], 64, 0.1, 0.0, s, None, ns["shifts"]["taught"])) for s in range(60)) for p, _ in batch)
     for k, items in ns["placed"].items():
         first, end = ns["shifts"][k] // 2, max(len(i.text(worked=True)) for i in items)
         assert all(i.prompt.startswith("\n" * first) and not i.prompt.startswith("\n" * (first + 1)) for i in items) and 4 <= first and end + 4 <= last + 1, (k, first, end, last)
@@ -114,7 +114,7 @@ def test_longer_problems_are_judged_step_by_step(tmp_path, monkeypatch):
         assert thoughts.length == max(len(",".join(i.steps)) for i in ns["judged"]["plus2"])
         texts = [",".join(i.steps) + ":" + i.answer if n % 2 else ",".join(i.steps) + "," for n, i in enumerate(items)]
         return dict(accuracy_direct=0.1, accuracy_greedy=0.2, accuracy_sampled=0.3, truncated=0.4), SimpleNamespace(thoughtful=texts)
-    ns["validate_episode"] = validate
+    ns["validate_thoughts"] = validate
     told = ns["judge"](ns["model"])
     assert told == {f"{name}_{k}": value for k in ("taught", "plus1", "plus2") for name, value in dict(direct=0.1, greedy=0.2, sampled=0.3, cut=0.4, steps=0.5).items()}
 

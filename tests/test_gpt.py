@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from refine_nb._attention import Rows
-from refine_nb.gpt import ContextualGPT, GPTConfig, NGramEmbedding, choose, n_parameters, sample, set_precision
+from refine_nb.gpt import ContextualGPT, GPTConfig, NGramEmbedding, sample_next, n_parameters, sample, set_precision
 
 
 def random_ids(*shape): return torch.randint(11, shape, generator=torch.Generator().manual_seed(1))
@@ -73,17 +73,17 @@ def test_sampling_equals_sampling_without_a_cache(model, prompt, n, g):
     out, start = ids.repeat_interleave(g, 0), max(0, prompt - 24)
     for _ in range(n):
         if out.shape[1] - start > 24: start = out.shape[1] - 12
-        out = torch.cat([out, choose(model(out[:, start:])[:, -1], 0.8, 4, gen)[:, None]], 1)
+        out = torch.cat([out, sample_next(model(out[:, start:])[:, -1], 0.8, 4, gen)[:, None]], 1)
     got = sample(model, ids, n, g, temperature=0.8, top_k=4, generator=torch.Generator().manual_seed(7))
     assert torch.equal(got.flatten(0, 1), out)
 
 
 def test_choose_is_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    draws = choose(logits.expand(40_000, 4), temperature=2.0, top_k=3, generator=torch.Generator().manual_seed(0))
+    draws = sample_next(logits.expand(40_000, 4), temperature=2.0, top_k=3, generator=torch.Generator().manual_seed(0))
     want = (logits[:3] / 2).softmax(0)
     assert torch.allclose(draws.bincount(minlength=4)[:3] / 40_000, want, atol=0.01) and (draws < 3).all()
-    assert (choose(logits.expand(5, 4), temperature=0.0) == 0).all()
+    assert (sample_next(logits.expand(5, 4), temperature=0.0) == 0).all()
 
 
 @pytest.mark.parametrize("bad", [dict(temperature=-1.0), dict(temperature=float("nan")), dict(top_k=0), dict(n=0), dict(g=0)])
@@ -150,7 +150,7 @@ def test_samples_can_be_trained_on_and_modes_come_back(model):
 
 
 def test_ties_do_not_widen_top_k():
-    draws = choose(torch.zeros(1000, 8), top_k=2, generator=torch.Generator().manual_seed(0))
+    draws = sample_next(torch.zeros(1000, 8), top_k=2, generator=torch.Generator().manual_seed(0))
     assert len(set(draws.tolist())) == 2
 
 
@@ -196,9 +196,9 @@ def test_parity_with_gpt2():
 
 def test_choose_at_the_edges_of_temperature():
     logits = torch.tensor([[0.0, 1e5, 3.0]]).repeat(50, 1)
-    assert (choose(logits, 1e-40) == 1).all()
+    assert (sample_next(logits, 1e-40) == 1).all()
     for bad in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="must not be negative"): choose(logits, bad)
+        with pytest.raises(ValueError, match="must not be negative"): sample_next(logits, bad)
 
 
 def test_ids_of_a_larger_vocabulary_are_refused_in_words():
@@ -214,8 +214,8 @@ def test_prompts_that_are_no_ids_are_refused(model, prompt, message):
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_logits_that_are_no_numbers_are_refused(bad, temperature):
-    with pytest.raises(ValueError, match="largest logit of a row is (nan|inf)"): choose(torch.tensor([[0.0, 1.0], [bad, 0.0]]), temperature)
-    assert choose(torch.tensor([[-torch.inf, 1.0]]), temperature).tolist() == [1]
+    with pytest.raises(ValueError, match="largest logit of a row is (nan|inf)"): sample_next(torch.tensor([[0.0, 1.0], [bad, 0.0]]), temperature)
+    assert sample_next(torch.tensor([[-torch.inf, 1.0]]), temperature).tolist() == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from refine_nb.candidates import SCALES, CandidateConfig, Candidates, exact_match, group_advantage, select, whole_match
+from refine_nb.candidates import SCALES, CandidateConfig, Candidates, exact_match, group_advantage, select_candidates, whole_match
 from refine_nb.data import Windows
-from refine_nb.evaluation import kl_exact
+from refine_nb.evaluation import kl_divergence
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.grpo import FOUND, GRPO, TENSORS, AllPositions, GRPOConfig, Rollouts, grpo_loss
+from refine_nb.grpo import _METRICS, GRPO, _TENSORS, PositionGRPO, GRPOConfig, RolloutGRPO, grpo_loss
 from refine_nb.train import NonFiniteLoss, TrainConfig, count_flops, cross_entropy, train
 from refine_nb.trigram import NGram
 
@@ -53,12 +53,12 @@ def test_loss_against_loops():
 def test_enumerated_gradients(scale, maximised):
     model, windows = tiny(), random_ids(3, 10)
     p = model.log_probs(windows[:, :-1]).gather(-1, windows[:, 1:, None]).exp()
-    assert close(gradient(model, AllPositions(GRPOConfig(scale), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, -maximised(p).mean()))
+    assert close(gradient(model, PositionGRPO(GRPOConfig(scale), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, -maximised(p).mean()))
 
 
 def test_enumerated_with_mean_is_supervised():
     model, windows = tiny(), random_ids(3, 10)
-    assert close(gradient(model, AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, cross_entropy(model, windows)[0]))
+    assert close(gradient(model, PositionGRPO(GRPOConfig(), CandidateConfig("exact"), V)(model, windows)[0]), gradient(model, cross_entropy(model, windows)[0]))
 
 
 def test_partial_credit_is_part_of_the_expected_reward():
@@ -69,7 +69,7 @@ def test_partial_credit_is_part_of_the_expected_reward():
             for a in reference.log_probs(windows[:, :-1])[b, t].topk(5).indices.tolist():
                 if a != windows[b, t + 1]: reward[b, t, a] = 0.2
     expected = gradient(model, -(model.log_probs(windows[:, :-1]).exp() * reward).sum(-1).mean())
-    objective = AllPositions(GRPOConfig("none", partial_credit=0.2), CandidateConfig("exact"), V, reference)
+    objective = PositionGRPO(GRPOConfig("none", partial_credit=0.2), CandidateConfig("exact"), V, reference)
     assert close(gradient(model, objective(model, windows)[0]), expected)
 
 
@@ -78,11 +78,11 @@ def test_without_reward_only_the_penalty_pulls(form):
     model, windows, reference = tiny(), random_ids(3, 10), NGram.fit(text(), V, 3)
     cfg, candidates = GRPOConfig(reward_weight=0, beta=0.3), CandidateConfig("exact")
     if form == "positions":
-        objective, ids = AllPositions(cfg, candidates, V, reference), windows[:, :-1]
-        expected = kl_exact(model.log_probs(ids), reference.log_probs(ids)).mean()
+        objective, ids = PositionGRPO(cfg, candidates, V, reference), windows[:, :-1]
+        expected = kl_divergence(model.log_probs(ids), reference.log_probs(ids)).mean()
     else:
-        objective, ids = Rollouts(cfg, candidates, V, 1, reference), windows[:, :-1]
-        expected = kl_exact(model.log_probs(ids)[:, -1], reference.log_probs(ids)[:, -1]).mean()
+        objective, ids = RolloutGRPO(cfg, candidates, V, 1, reference), windows[:, :-1]
+        expected = kl_divergence(model.log_probs(ids)[:, -1], reference.log_probs(ids)[:, -1]).mean()
     loss, metrics = objective(model, windows)
     assert metrics["zero_variance"] == 1 and metrics["kl"] == pytest.approx(expected.item(), rel=1e-4)
     assert close(gradient(model, loss), gradient(model, 0.3 * expected), 1e-4)
@@ -110,12 +110,12 @@ def test_rollouts_against_a_plain_rewriting(estimator, scale, kl):
     "Gradient of one step: shared trunk, weights of whole branches, penalty along them, answers that end early"
     model, windows, reference = tiny(), random_ids(3, 10), NGram.fit(text(), V, 3)
     cfg, candidates = GRPOConfig(scale, partial_credit=0.2, beta=0.1, kl_estimator=kl), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2, n_samples=5, exhaustive_ratio=0.7)
-    objective = Rollouts(cfg, candidates, V, 3, reference, end=2)
+    objective = RolloutGRPO(cfg, candidates, V, 3, reference, end=2)
     loss, _ = objective(model, windows)
-    ours, theirs = gradient(model, loss), gradient(model, plain_rollouts(model, objective.tries, scale, reference, 0.1, kl, 3))
+    ours, theirs = gradient(model, loss), gradient(model, plain_rollouts(model, objective.samples, scale, reference, 0.1, kl, 3))
     assert close(ours, theirs, 1e-4)
-    masked = objective.tries.weight == 0
-    for row, dead in zip(objective.tries.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
+    masked = objective.samples.weight == 0
+    for row, dead in zip(objective.samples.ids.flatten(0, 1).tolist(), masked.flatten(0, 1).tolist()):
         ended = row.index(2) if 2 in row else 3
         assert dead[ended + 1 :] == [True] * len(dead[ended + 1 :]) and (all(dead) or not any(dead[: ended + 1]))
 
@@ -127,7 +127,7 @@ def test_expected_gradient_of_a_group(estimator, scale, sound):
     logp = (1.5 * torch.randn(30, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     cfg, p, order, total, true = CandidateConfig(estimator, threshold=0.0, top_k=6, n_random=6, confident_k=6), logp.exp(), logp.argsort(descending=True), 0.0, 0.0
     for rank in (0, 8, 25):
-        group = select(logp.expand(20_000, -1), cfg, torch.Generator().manual_seed(1))
+        group = select_candidates(logp.expand(20_000, -1), cfg, torch.Generator().manual_seed(1))
         reward = exact_match(group.ids, order[rank].expand(20_000))
         push = group.weight * group_advantage(reward, group.weight, scale, share=group.share)[0]
         mean = (torch.zeros(20_000, 30).scatter_add(-1, group.ids, push) - push.sum(-1, keepdim=True) * p).mean(0)
@@ -151,7 +151,7 @@ def test_rollouts_expect_the_enumerated_gradient(estimator, baseline, sound):
     whole = torch.cat([window[:, :-2].expand(V * V, -1), pairs], 1)
     logp = model.log_probs(whole[:, :-1])[:, -2:].gather(-1, pairs[..., None])[..., 0].sum(-1)
     true = gradient(model, (logp.exp() * reward).sum())
-    objective = Rollouts(GRPOConfig("none", baseline=baseline), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2), V, 2)
+    objective = RolloutGRPO(GRPOConfig("none", baseline=baseline), CandidateConfig(estimator, threshold=0.0, top_k=2, n_random=3, confident_k=2), V, 2)
     mean = -sum(gradient(model, objective(model, window.expand(8, -1))[0]) for _ in range(75))
     cosine = torch.nn.functional.cosine_similarity(mean, true, 0)
     assert (cosine > 0.97) == sound
@@ -199,11 +199,11 @@ def test_one_baseline_for_chosen_and_drawn_is_not_sound(baseline, first, least, 
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "split"])
 def test_baselines_of_chosen_and_drawn_characters(baseline):
     "Half of the contexts guided: mean for chosen characters, leave one out for drawn ones, and for everything where all was drawn"
-    objective = Rollouts(GRPOConfig("mean", baseline), CandidateConfig("stratified", threshold=0.0, top_k=2, n_random=3, confident_k=2, exhaustive_ratio=0.5), V, 2)
+    objective = RolloutGRPO(GRPOConfig("mean", baseline), CandidateConfig("stratified", threshold=0.0, top_k=2, n_random=3, confident_k=2, exhaustive_ratio=0.5), V, 2)
     model, windows = tiny(), random_ids(6, 10)
     windows[:, -2] = model.log_probs(windows[:, :-2])[:, -1].argmax(-1)
     objective(model, windows)
-    tries = objective.tries
+    tries = objective.samples
     mean, others = (group_advantage(tries.reward, tries.weight[..., 0], "mean", b)[0] for b in ("mean", "leave_one_out"))
     guided = (tries.weight[..., 0] != 1 / 5).any(-1, keepdim=True)
     assert guided.sum() == 3
@@ -214,10 +214,10 @@ def test_baselines_of_chosen_and_drawn_characters(baseline):
 def test_partial_credit_along_branches():
     "Up to the first error, where the reference counts the wrong character among its five likeliest there"
     windows, reference = random_ids(4, 10), NGram.fit(text(), V, 3)
-    objective = Rollouts(GRPOConfig(partial_credit=0.2), CandidateConfig("on_policy", n_samples=12), V, 3, reference)
+    objective = RolloutGRPO(GRPOConfig(partial_credit=0.2), CandidateConfig("on_policy", n_samples=12), V, 3, reference)
     objective(tiny(), windows)
     seen = set()
-    for window, branches, rewards in zip(windows, objective.tries.ids, objective.tries.reward):
+    for window, branches, rewards in zip(windows, objective.samples.ids, objective.samples.reward):
         top = reference.log_probs(window[None, :-1])[0].topk(5).indices
         for branch, reward in zip(branches.tolist(), rewards.tolist()):
             right = next((i for i in range(3) if branch[i] != window[7 + i]), 3)
@@ -229,14 +229,14 @@ def test_partial_credit_along_branches():
 
 def ragged(batch, seed):
     "A rollout objective that has called a model once: its loss, its metrics and itself; answers end early"
-    objective = Rollouts(GRPOConfig("none"), CandidateConfig("on_policy", n_samples=6), V, 3, end=2, seed=seed)
+    objective = RolloutGRPO(GRPOConfig("none"), CandidateConfig("on_policy", n_samples=6), V, 3, end=2, seed=seed)
     return *objective(tiny(), batch), objective
 
 
 def test_batches_of_an_update_count_by_their_weights():
     "Answers of several lengths in two batches: by `terms` the mean over all tries, which the mean of both means is not"
     (a, _, first), (b, _, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
-    adv, weight = (torch.cat([getattr(o.tries, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
+    adv, weight = (torch.cat([getattr(o.samples, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
     whole, terms = -(weight * adv).sum() / weight.sum(), [o.terms(dict(tokens=1)) for o in (first, second)]
     assert ((a * terms[0] + b * terms[1]) / sum(terms)).item() == pytest.approx(whole.item(), abs=1e-6)
     assert abs((a + b).item() / 2 - whole.item()) > 1e-4
@@ -247,12 +247,12 @@ def test_what_an_update_sums_and_what_it_takes_the_extremes_of():
     (_, a, first), (_, b, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
     how = dict(sum=sum, min=min, max=max)
     both = {name: how[kind]((a[name], b[name])) for name, kind in GRPO.reductions.items()}
-    reward = torch.cat([o.tries.reward.flatten() for o in (first, second)])
-    written = sum((o.tries.weight > 0).sum().item() for o in (first, second))
+    reward = torch.cat([o.samples.reward.flatten() for o in (first, second)])
+    written = sum((o.samples.weight > 0).sum().item() for o in (first, second))
     assert both == dict(tokens=7 * 3, generated=written, reward_min=reward.min().item(), reward_max=reward.max().item())
 
 
-@pytest.mark.parametrize("form", [lambda e: AllPositions(GRPOConfig(), e, V), lambda e: Rollouts(GRPOConfig(), e, V, 3)])
+@pytest.mark.parametrize("form", [lambda e: PositionGRPO(GRPOConfig(), e, V), lambda e: RolloutGRPO(GRPOConfig(), e, V, 3)])
 @pytest.mark.parametrize("estimator", ["on_policy", "exact"])
 def test_a_policy_that_is_no_number_stops_the_loop(form, estimator):
     model = tiny()
@@ -262,9 +262,9 @@ def test_a_policy_that_is_no_number_stops_the_loop(form, estimator):
 
 def test_metrics_have_their_names():
     reference = NGram.fit(text(), V, 2)
-    for objective in (AllPositions(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, reference), Rollouts(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, 3, reference)):
+    for objective in (PositionGRPO(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, reference), RolloutGRPO(GRPOConfig(beta=0.1), CandidateConfig("on_policy"), V, 3, reference)):
         metrics = objective(tiny(), random_ids(4, 10))[1]
-        assert set(metrics) == {*FOUND, "clip_low", "clip_high", "entropy", "kl"}
+        assert set(metrics) == {*_METRICS, "clip_low", "clip_high", "entropy", "kl"}
         assert metrics["reward_min"] <= metrics["reward_p10"] <= metrics["reward_median"] <= metrics["reward_p90"] <= metrics["reward_max"] <= 1
     assert metrics["tokens"] == 12 and metrics["generated"] == 4 * 16 * 3
 
@@ -272,7 +272,7 @@ def test_metrics_have_their_names():
 def test_rewards_are_described_try_by_try():
     "Lowest and highest of a try, the groups' means between them; what a control without reward would have earned is told too"
     for weight in (1.0, 0.0):
-        objective = AllPositions(GRPOConfig(reward_weight=weight), CandidateConfig("exact"), V)
+        objective = PositionGRPO(GRPOConfig(reward_weight=weight), CandidateConfig("exact"), V)
         model, windows = tiny(), random_ids(3, 10)
         metrics = objective(model, windows)[1]
         p = model.log_probs(windows[:, :-1]).gather(-1, windows[:, 1:, None]).exp().flatten().sort().values
@@ -280,25 +280,25 @@ def test_rewards_are_described_try_by_try():
         assert [metrics[k] for k in ("reward", "reward_p10", "reward_median", "reward_p90")] == pytest.approx([p.mean().item(), *p[[3, 13, 23]].tolist()], rel=1e-4)
 
 
-@pytest.mark.parametrize("form", [lambda cfg: AllPositions(cfg, CandidateConfig("on_policy"), V), lambda cfg: Rollouts(cfg, CandidateConfig("on_policy"), V, 3)])
+@pytest.mark.parametrize("form", [lambda cfg: PositionGRPO(cfg, CandidateConfig("on_policy"), V), lambda cfg: RolloutGRPO(cfg, CandidateConfig("on_policy"), V, 3)])
 def test_several_epochs_over_one_exploration(form):
     "The second call keeps the tries, passes over the new batch, and sees ratios that have moved; the third explores again"
     model, objective = tiny(), form(GRPOConfig("none", num_iterations=2))
     objective(model, random_ids(2, 10))
-    tries = objective.tries
+    tries = objective.samples
     with pytest.raises(ValueError, match="take accumulate=1"): objective(model, random_ids(2, 10, seed=9))
     with torch.no_grad():
         for p in model.parameters(): p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(3))
     state = objective.state_dict()
     loss, metrics = objective(model, random_ids(2, 10, seed=9))
-    assert objective.tries is tries and metrics["clip_low"] + metrics["clip_high"] > 0 and metrics["generated"] == metrics["tokens"] == 0
+    assert objective.samples is tries and metrics["clip_low"] + metrics["clip_high"] > 0 and metrics["generated"] == metrics["tokens"] == 0
     twin = form(GRPOConfig("none", num_iterations=2))
     twin.load_state_dict(state)
     assert torch.equal(twin(model, random_ids(2, 10))[0], loss)  # whichever batch is offered
-    assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.tries is not tries
+    assert objective(model, random_ids(2, 10, seed=9))[1]["clip_low"] == 0 and objective.samples is not tries
 
 
-@pytest.mark.parametrize("form", [lambda cfg: AllPositions(cfg, CandidateConfig("on_policy"), V), lambda cfg: Rollouts(cfg, CandidateConfig("on_policy"), V, 3)])
+@pytest.mark.parametrize("form", [lambda cfg: PositionGRPO(cfg, CandidateConfig("on_policy"), V), lambda cfg: RolloutGRPO(cfg, CandidateConfig("on_policy"), V, 3)])
 def test_training_resumes_bit_for_bit(form, tmp_path):
     "Stopped between two epochs of one exploration"
     cfg = GRPOConfig("group", num_iterations=2)
@@ -311,26 +311,26 @@ def test_training_resumes_bit_for_bit(form, tmp_path):
 
 def test_operations_of_a_later_epoch_are_its_own():
     "The first pass writes, the second only learns: the total is that of each pass counted by itself"
-    objective, model, counts = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3), tiny(), []
+    objective, model, counts = RolloutGRPO(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3), tiny(), []
     counted = lambda model, batch: (counts.append(count_flops(model, objective, batch)), objective(model, batch))[1]
     for windows, step in zip(Windows(text(), 9, 4), range(4)):
         counted(model, windows)
         with torch.no_grad():
             for p in model.parameters(): p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
-    fresh = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3)
+    fresh = RolloutGRPO(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3)
     rows = train(tiny(), fresh, Windows(text(), 9, 4), TrainConfig(steps=4, warmup=0), progress=False)
     assert [r["flops"] for r in rows] == [sum(counts[:n]) for n in range(1, 5)] and counts[0] == counts[2] > counts[1] == counts[3]
 
 
 def test_state_has_one_set_of_names():
-    objective = AllPositions(GRPOConfig(num_iterations=2), CandidateConfig("on_policy"), V)
+    objective = PositionGRPO(GRPOConfig(num_iterations=2), CandidateConfig("on_policy"), V)
     before = set(objective.state_dict())
     objective(tiny(), random_ids(2, 10))
-    assert set(objective.state_dict()) == before == {"epoch", "generator", "found", *TENSORS}
+    assert set(objective.state_dict()) == before == {"epoch", "generator", "found", *_TENSORS}
 
 
 def test_counting_flops_draws_nothing():
-    objective, model = Rollouts(GRPOConfig(), CandidateConfig("on_policy"), V, 3), tiny()
+    objective, model = RolloutGRPO(GRPOConfig(), CandidateConfig("on_policy"), V, 3), tiny()
     state = objective.generator.get_state()
     assert count_flops(model, objective, random_ids(2, 10)) > 0
     assert torch.equal(objective.generator.get_state(), state) and objective.epoch == 0
@@ -339,7 +339,7 @@ def test_counting_flops_draws_nothing():
 def test_dropout_is_off_while_a_policy_tries():
     torch.manual_seed(0)
     model = ContextualGPT(GPTConfig(V, context=12, n_layers=1, n_heads=2, width=16, dropout=0.5)).train()
-    losses = [AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(model, random_ids(2, 10))[1]["reward"] for _ in range(2)]
+    losses = [PositionGRPO(GRPOConfig(), CandidateConfig("exact"), V)(model, random_ids(2, 10))[1]["reward"] for _ in range(2)]
     assert losses[0] == losses[1] and model.training
 
 
@@ -352,19 +352,19 @@ def test_bad_settings(settings, message):
 
 def test_refusals_before_training():
     reference = NGram.fit(text(), V, 2)
-    with pytest.raises(ValueError, match="group of one"): AllPositions(GRPOConfig("group"), CandidateConfig("on_policy", n_samples=1), V)
-    with pytest.raises(ValueError, match="group of one"): AllPositions(GRPOConfig(), CandidateConfig(top_k=3, n_random=2, confident_k=1), V)
-    with pytest.raises(ValueError, match="more than the 7 symbols"): AllPositions(GRPOConfig(), CandidateConfig(), V)
-    with pytest.raises(ValueError, match="need a reference"): AllPositions(GRPOConfig(beta=0.1), CandidateConfig("exact"), V)
-    with pytest.raises(ValueError, match="knows 7 symbols and the policy 9"): AllPositions(GRPOConfig(), CandidateConfig("exact"), 9, reference)
-    with pytest.raises(ValueError, match="policy knows 8 symbols and the objective 7"): AllPositions(GRPOConfig(), CandidateConfig("exact"), V)(tiny(n_symbols=8), random_ids(2, 10))
-    with pytest.raises(ValueError, match="branches of 0"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 0)
-    with pytest.raises(ValueError, match="prefix match"): Rollouts(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
-    with pytest.raises(ValueError, match="do not fit a context of 12"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
-    for objective, shape in ((AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (2, 1)), (Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3), (2, 3)), (AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (0, 9))):
+    with pytest.raises(ValueError, match="group of one"): PositionGRPO(GRPOConfig("group"), CandidateConfig("on_policy", n_samples=1), V)
+    with pytest.raises(ValueError, match="group of one"): PositionGRPO(GRPOConfig(), CandidateConfig(top_k=3, n_random=2, confident_k=1), V)
+    with pytest.raises(ValueError, match="more than the 7 symbols"): PositionGRPO(GRPOConfig(), CandidateConfig(), V)
+    with pytest.raises(ValueError, match="need a reference"): PositionGRPO(GRPOConfig(beta=0.1), CandidateConfig("exact"), V)
+    with pytest.raises(ValueError, match="knows 7 symbols and the policy 9"): PositionGRPO(GRPOConfig(), CandidateConfig("exact"), 9, reference)
+    with pytest.raises(ValueError, match="policy knows 8 symbols and the objective 7"): PositionGRPO(GRPOConfig(), CandidateConfig("exact"), V)(tiny(n_symbols=8), random_ids(2, 10))
+    with pytest.raises(ValueError, match="branches of 0"): RolloutGRPO(GRPOConfig(), CandidateConfig("exact"), V, 0)
+    with pytest.raises(ValueError, match="prefix match"): RolloutGRPO(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
+    with pytest.raises(ValueError, match="do not fit a context of 12"): RolloutGRPO(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
+    for objective, shape in ((PositionGRPO(GRPOConfig(), CandidateConfig("exact"), V), (2, 1)), (RolloutGRPO(GRPOConfig(), CandidateConfig("exact"), V, 3), (2, 3)), (PositionGRPO(GRPOConfig(), CandidateConfig("exact"), V), (0, 9))):
         with pytest.raises(ValueError, match=f"batch of {shape[0]} windows of {shape[1]} characters: it needs"): objective(tiny(), torch.zeros(shape, dtype=torch.long))
-    with pytest.raises(ValueError, match="5 likeliest characters, and there are 4"): AllPositions(GRPOConfig(partial_credit=0.2), CandidateConfig("exact"), 4, NGram.fit(text() % 4, 4, 2))
-    with pytest.raises(ValueError, match="must be finite"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
+    with pytest.raises(ValueError, match="5 likeliest characters, and there are 4"): PositionGRPO(GRPOConfig(partial_credit=0.2), CandidateConfig("exact"), 4, NGram.fit(text() % 4, 4, 2))
+    with pytest.raises(ValueError, match="must be finite"): RolloutGRPO(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
 
 
 @pytest.mark.parametrize("adv, weight", [((0.5, -0.5, 1.0), (1, 1, 0)), ((0.5, -0.5, 1.0), (1, 1, 1)), ((0.5, -0.5, 0.0), (1, 1, 1))])

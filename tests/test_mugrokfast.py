@@ -11,7 +11,7 @@ import torch
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
+from refine_nb.mugrokfast import _QUINTIC, MaxLogitWatch, MuGrokfast, MuGrokfastConfig, grokfast_filter, hidden_matrices, muon_update, newton_schulz, qk_clip
 from refine_nb.prefix import Prefix, branch_logits, tree_logits
 from refine_nb.quiet_star import QuietConfig, QuietGPT
 from refine_nb.tables import read_runs
@@ -43,7 +43,7 @@ def test_newton_schulz_against_a_decomposition(shape):
     g = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, s, vt = torch.linalg.svd(g, full_matrices=False)
     s = s / g.norm(dim=(-2, -1))[..., None]
-    for _ in range(5): s = QUINTIC[0] * s + QUINTIC[1] * s**3 + QUINTIC[2] * s**5
+    for _ in range(5): s = _QUINTIC[0] * s + _QUINTIC[1] * s**3 + _QUINTIC[2] * s**5
     assert torch.allclose(newton_schulz(g), u @ (s[..., None] * vt), atol=1e-9)
 
 
@@ -80,7 +80,7 @@ def test_the_filter_has_its_frequency_response(omega):
     "|H(ω)| = |1 + λ(1 − α) / (1 − α e^{−iω})|, and at ω = 0 and π the two closed forms"
     alpha, lam, n = 0.9, 0.5, 600
     slow, out = torch.zeros((), dtype=torch.float64), []
-    for t in range(n): out.append(grokfast(torch.tensor(math.cos(omega * t), dtype=torch.float64), slow, alpha, lam).item())
+    for t in range(n): out.append(grokfast_filter(torch.tensor(math.cos(omega * t), dtype=torch.float64), slow, alpha, lam).item())
     late = np.arange(n // 2, n)
     basis = np.stack([np.cos(omega * late), np.sin(omega * late)], 1)[:, : 1 if omega in (0.0, math.pi) else 2]
     gain = np.linalg.norm(np.linalg.lstsq(basis, np.array(out)[late], rcond=None)[0])
@@ -133,7 +133,7 @@ def test_the_filter_acts_on_every_parameter():
     slow = [torch.zeros_like(p) for p in theirs.parameters()]
     for step in range(3):
         backward(ours, step), backward(theirs, step)
-        for p, s in zip(theirs.parameters(), slow): p.grad = grokfast(p.grad, s, 0.5, 2.0)
+        for p, s in zip(theirs.parameters(), slow): p.grad = grokfast_filter(p.grad, s, 0.5, 2.0)
         a.step(), b.step()
     assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(ours.parameters(), theirs.parameters()))
 
@@ -163,7 +163,7 @@ def loud(model):
 
 def test_the_watch_sees_what_attention_sees():
     model, text = loud(tiny()), ids(5, 12)
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     model(text)
     assert torch.allclose(torch.stack(watch.largest), model.attention_logit_max(text), rtol=1e-5)
     for seed in range(30):  # short texts, in some of which a future position would be the largest
@@ -179,7 +179,7 @@ def test_the_watch_sees_what_attention_sees():
 def test_the_watch_sees_trees_under_their_mask():
     "A path and a sibling, against the two paths in rows of their own"
     model, text = loud(tiny()), ids(3, 5)
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     tree_logits(model, text, torch.tensor([-1, 0, 1, 0, 3]))
     with torch.no_grad(): seen = [by_hand(model, text[:, path], lambda _: slice(None)) for path in ([0, 1, 2], [0, 3, 4])]
     assert torch.allclose(torch.stack(watch.largest), torch.stack(seen).amax(0), rtol=1e-5)
@@ -187,13 +187,13 @@ def test_the_watch_sees_trees_under_their_mask():
 
 def test_two_watches_see_the_same():
     model = loud(tiny())
-    one, two = LogitWatch(model), LogitWatch(model)
+    one, two = MaxLogitWatch(model), MaxLogitWatch(model)
     model(ids(2, 12))
     assert torch.equal(torch.stack(one.largest), torch.stack(two.largest))
 
 
 def test_a_watch_needs_attention():
-    with pytest.raises(ValueError, match="a Linear has no attention"): LogitWatch(torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="a Linear has no attention"): MaxLogitWatch(torch.nn.Linear(2, 2))
 
 
 def by_hand(model, rows, asked):
@@ -211,7 +211,7 @@ def by_hand(model, rows, asked):
 def test_the_watch_sees_trunks_and_branches(seed):
     "Every branch in a row of its own; a trunk asks only its last position in its last layer"
     model, prefix, branches = loud(tiny()), ids(3, 6, seed=seed), ids(3 * 2, 5, seed=seed + 50).unflatten(0, (3, 2))
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     branch_logits(Prefix(model, prefix), branches)
     rows = torch.cat([prefix[:, None].expand(3, 2, 6), branches[..., :-1]], -1).flatten(0, 1)
     with torch.no_grad(): seen = by_hand(model, rows, lambda layer: slice(5 if layer + 1 == len(model.blocks) else 0, None))
@@ -222,7 +222,7 @@ def test_the_watch_sees_trunks_and_branches(seed):
 def test_the_watch_sees_thoughts_inside_a_text(seed):
     "A text, and branches after each of its positions, against the text and every branch in a row of its own"
     model, text, branches = loud(tiny()), ids(2, 6, seed=seed), ids(2 * 6, 4, seed=seed + 50).unflatten(0, (2, 6))
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     model.hidden(branches.flatten(1), Prefix(model, text, every=True).branches(at=torch.arange(6).expand(2, 6)))
     with torch.no_grad(): seen = [by_hand(model, text, lambda _: slice(None))] + [by_hand(model, torch.cat([text[:, : p + 1], branches[:, p]], 1), lambda _: slice(None)) for p in range(6)]
     assert torch.allclose(torch.stack(watch.largest), torch.stack(seen).amax(0), rtol=1e-5)
@@ -230,7 +230,7 @@ def test_the_watch_sees_thoughts_inside_a_text(seed):
 
 def test_a_failing_pass_leaves_no_watch_behind():
     model = tiny()
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     with pytest.raises(RuntimeError): model.blocks[0].attention(torch.randn(2, 3, 7))
     torch.randn(2, 4, 3, requires_grad=True).softmax(-1)
     assert watch.largest == [None, None]
@@ -238,7 +238,7 @@ def test_a_failing_pass_leaves_no_watch_behind():
 
 def test_only_passes_with_gradients_are_watched():
     model = tiny()
-    watch = LogitWatch(model)
+    watch = MaxLogitWatch(model)
     with torch.no_grad(): model(ids(2, 12))
     copy.deepcopy(model)(ids(2, 12))  # such as the averaged model
     assert watch.largest == [None, None]
@@ -357,7 +357,7 @@ def test_step_takes_a_closure_as_torch_has_it():
 
 def test_a_watched_model_can_be_pickled():
     model = ContextualGPT(GPTConfig(8, context=8, n_layers=1, n_heads=2, width=16))
-    watch, ids = LogitWatch(model), torch.randint(0, 8, (2, 8))
+    watch, ids = MaxLogitWatch(model), torch.randint(0, 8, (2, 8))
     again = pickle.loads(pickle.dumps(model))
     again(ids)
     assert watch.largest == [None] and torch.equal(again(ids), model(ids)) and watch.largest[0] is not None

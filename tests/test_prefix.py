@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from refine_nb.gpt import choose, set_precision
-from refine_nb.prefix import Prefix, branch_logits, generate, star, tree_logits, tree_mask
+from refine_nb.gpt import sample_next, set_precision
+from refine_nb.prefix import Prefix, branch_logits, generate, star_tree, tree_logits, tree_mask
 
 
 def random_ids(*shape, seed=1): return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
@@ -40,7 +40,7 @@ def test_mask_is_the_set_of_ancestors(seed):
 
 
 def test_star_is_the_tree_of_a_group():
-    parent = star(4, 3, 2)
+    parent = star_tree(4, 3, 2)
     assert [path(parent, i) for i in (5, 7, 9)] == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 6, 7], [0, 1, 2, 3, 8, 9]]
 
 
@@ -52,7 +52,7 @@ def test_packed_tree_equals_every_path_alone(model, seed):
 
 
 def test_packed_gradients_equal_paths_alone(model):
-    parent, ids, pick = star(5, 3, 4), random_ids(2, 17), torch.randn(2, 12, 11, generator=torch.Generator().manual_seed(2))
+    parent, ids, pick = star_tree(5, 3, 4), random_ids(2, 17), torch.randn(2, 12, 11, generator=torch.Generator().manual_seed(2))
     branches = ids[:, 5:].view(2, 3, 4)
     alone = torch.cat([model(torch.cat([ids[:, :5], branches[:, g]], 1))[:, 5:] for g in range(3)], 1)
     ours, theirs = gradients(model, (tree_logits(model, ids, parent)[:, 5:] * pick).sum()), gradients(model, (alone * pick).sum())
@@ -97,7 +97,7 @@ def test_same_draws_same_characters(model, forced):
     ours = generate(Prefix(model, prefix), 6, 4, first, generator=torch.Generator().manual_seed(4))
     generator, whole = torch.Generator().manual_seed(4), prefix.repeat_interleave(4, 0)
     for i in range(6):
-        new = first.flatten() if forced and i == 0 else choose(model(whole)[:, -1], generator=generator)
+        new = first.flatten() if forced and i == 0 else sample_next(model(whole)[:, -1], generator=generator)
         whole = torch.cat([whole, new[:, None]], 1)
     assert torch.equal(ours.flatten(0, 1), whole[:, 7:])
 
@@ -124,6 +124,6 @@ def test_refusals(model):
     with pytest.raises(ValueError, match="do not fit"): branch_logits(trunk, random_ids(2, 2, 6))
     with pytest.raises(ValueError, match="do not fit a context"): Prefix(model, random_ids(2, 25))
     with pytest.raises(ValueError, match="at least one"): Prefix(model, random_ids(2, 0))
-    with pytest.raises(ValueError, match="at least one"): star(3, 0, 2)
+    with pytest.raises(ValueError, match="at least one"): star_tree(3, 0, 2)
     with pytest.raises(ValueError, match="depth 25"): tree_logits(model, random_ids(1, 25), torch.arange(25) - 1)
     with pytest.raises(ValueError, match="stands before its child"): tree_mask(torch.tensor([-1, -2]))

@@ -11,7 +11,7 @@ from test_confidence import SHAPE, characters, random_model
 import refine_nb.published as published
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.candidates import CandidateConfig
-from refine_nb.confidence import next_token, split_window
+from refine_nb.confidence import next_token_loss, split_window
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.published import (
     ConfidenceExperimentConfig,
@@ -25,10 +25,10 @@ from refine_nb.published import (
     select_exhaustive_chars,
     two_pass_training_step,
 )
-from refine_nb.thoughts import thoughts_for
+from refine_nb.thoughts import thought_config_for
 from refine_nb.train import TrainConfig
 from refine_nb.trigram import NGram
-from refine_nb.warm_start import load_model, thinker
+from refine_nb.warm_start import load_thinking_model, thinking_model
 
 
 # ---- guided exhaustive GRPO ----
@@ -115,7 +115,7 @@ def test_the_literal_preset_runs_saves_and_loads_back(tmp_path):
 
 def test_the_file_is_there_before_the_end(tmp_path, monkeypatch):
     cfg = ConfidenceExperimentConfig(training_steps=6, seeds=(1,), save_interval=2, results_dir=str(tmp_path))
-    monkeypatch.setattr(published, "next_token", lambda model, batch: (next(fuse), next_token(model, batch))[1])
+    monkeypatch.setattr(published, "next_token_loss", lambda model, batch: (next(fuse), next_token_loss(model, batch))[1])
     fuse = iter(range(6))
     with pytest.raises((StopIteration, RuntimeError)): compare_models(cfg, characters(300), SHAPE)
     (path,) = tmp_path.iterdir()
@@ -164,7 +164,7 @@ def trainer(**settings):
     task = load_task("s5", 1)
     items = task.sample(200, 0)
     torch.manual_seed(0)
-    return task, REINFORCETrainer(thinker(task, items, n_layers=1, width=16), ("s5", 1), thoughts_for(task, items), **settings)
+    return task, REINFORCETrainer(thinking_model(task, items, n_layers=1, width=16), ("s5", 1), thought_config_for(task, items), **settings)
 
 
 def test_the_reward_and_the_penalty_are_the_published_formulas():
@@ -180,7 +180,7 @@ def test_the_reward_and_the_penalty_are_the_published_formulas():
 def test_an_episode_is_cross_entropy_times_mean_reward_and_a_penalty(monkeypatch):
     task, ours = trainer(kl_coefficient=0.5, lr=1e-3)
     prompt, answer = task.encode(task.sample(6, 1))
-    monkeypatch.setattr(published, "compute_reward", lambda right, direct: torch.full(right.shape, 0.25))
+    monkeypatch.setattr(published, "improvement_reward", lambda right, direct: torch.full(right.shape, 0.25))
     with torch.no_grad():
         for p in ours.baked_model.parameters(): p += 0.05 * torch.randn(p.shape)
     before = {n: p.clone() for n, p in ours.model.named_parameters()}
@@ -205,7 +205,7 @@ def test_training_is_that_of_step_two(tmp_path):
     result = ours.train(tmp_path / "a", **settings)
     again = published.run_step2_rl(tmp_path / "b", ours.baked_model, ("s5", 1), ours.thoughts, **settings)
     assert ours.model is result.model and [r["loss"] for r in result.rows] == [r["loss"] for r in again.rows]
-    model = load_model(ours.save_model(tmp_path / "m.safetensors"))[0]
+    model = load_thinking_model(ours.save_model(tmp_path / "m.safetensors"))[0]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), ours.model.parameters()))
     found = ours.validate_episode(task.sample(10, 0, "test"))
     assert 0 <= found["accuracy_direct"] <= 1

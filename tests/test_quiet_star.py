@@ -9,8 +9,8 @@ from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.prefix import Prefix
-from refine_nb.quiet_star import (MIXINGS, PLACES, MixingHead, QuietConfig, QuietGPT, QuietSTaR, ThoughtInjector,
-                                  evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, true_after)
+from refine_nb.quiet_star import (_MIXINGS, _PLACES, MixingHead, QuietConfig, QuietGPT, QuietSTaR, ThoughtInjector,
+                                  evaluate_thoughts, mixture_logp, predict_with_thoughts, predicted_loss, write_thoughts, thought_gains, _true_after)
 from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.train import TrainConfig, count_flops, train
 
@@ -82,7 +82,7 @@ def test_thinking_at_every_position_equals_one_after_another(model):
         row = torch.cat([ids[i, : p + 1], torch.tensor([9])])
         for _ in range(6): row = torch.cat([row, model(row[None])[0, -1, :9].argmax()[None]])
         rows.append(row[-6:])
-    assert torch.equal(think(Prefix(model, ids, every=True), at, cfg).flatten(0, 1), torch.stack(rows))
+    assert torch.equal(write_thoughts(Prefix(model, ids, every=True), at, cfg).flatten(0, 1), torch.stack(rows))
 
 
 def test_thoughts_are_drawn_and_learned_without_dropout():
@@ -95,7 +95,7 @@ def test_thoughts_are_drawn_and_learned_without_dropout():
 def test_drawn_thoughts_follow_the_masked_distribution():
     model, cfg = scattered(ContextualGPT(GPTConfig(5, context=8, n_layers=1, n_heads=1, width=8))), ThoughtConfig(3, 4, length=1)
     ids = torch.tensor([[0, 2, 1]])
-    drawn = think(Prefix(model, ids, every=True), torch.full((1, 20000), 1), cfg, generator())[0, :, 0].bincount(minlength=5) / 20000
+    drawn = write_thoughts(Prefix(model, ids, every=True), torch.full((1, 20000), 1), cfg, generator())[0, :, 0].bincount(minlength=5) / 20000
     true = model(torch.tensor([[0, 2, 3]]))[0, -1, :3].softmax(-1)
     assert torch.allclose(drawn[:3], true, atol=0.015) and drawn[3:].sum() == 0
     assert torch.allclose(thought_logp(model(torch.tensor([[0, 2, 3]]))[0, -1], cfg).exp()[:3], true, atol=1e-6)
@@ -105,11 +105,11 @@ def test_dropout_is_off_while_thinking():
     model = ContextualGPT(GPTConfig(11, context=24, n_layers=2, n_heads=2, width=16, dropout=0.5))
     reading, at = Prefix(model.eval(), random_ids(1, 6), every=True), torch.arange(6)[None]
     model.train()
-    greedy = [think(reading, at, ThoughtConfig(9, 10, length=8, temperature=0.0)) for _ in range(2)]
+    greedy = [write_thoughts(reading, at, ThoughtConfig(9, 10, length=8, temperature=0.0)) for _ in range(2)]
     assert torch.equal(*greedy) and model.training
 
 
-@pytest.mark.parametrize("kind", MIXINGS)
+@pytest.mark.parametrize("kind", _MIXINGS)
 def test_mixture_is_a_distribution(kind):
     head, torch_rng = scattered(MixingHead(8, kind)), generator()
     plain, thoughtful = torch.randn(6, 8, generator=torch_rng), torch.randn(6, 3, 8, generator=torch_rng)
@@ -117,23 +117,23 @@ def test_mixture_is_a_distribution(kind):
     assert weight.shape == (6, 3) and (weight > 0).all() and (weight.sum(-1) < 1).all()
     assert torch.allclose(head(plain, thoughtful[:, [2, 0, 1]]), weight[:, [2, 0, 1]], atol=1e-6)
     p, q = torch.randn(6, 11, generator=torch_rng).softmax(-1), torch.randn(6, 3, 11, generator=torch_rng).softmax(-1)
-    mixed = torch.stack([mix(p[:, v].log(), q[:, :, v].log(), weight) for v in range(11)], -1).exp()
+    mixed = torch.stack([mixture_logp(p[:, v].log(), q[:, :, v].log(), weight) for v in range(11)], -1).exp()
     assert torch.allclose(mixed, (1 - weight.sum(-1, keepdim=True)) * p + (weight[..., None] * q).sum(1), atol=1e-6)
     assert torch.allclose(mixed.sum(-1), torch.ones(6), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", MIXINGS)
+@pytest.mark.parametrize("kind", _MIXINGS)
 def test_mixing_starts_at_a_weight_that_does_not_depend_on_the_thoughts(kind):
     head = MixingHead(8, kind)
     weights = head(torch.randn(5, 8), torch.randn(5, 4, 8)).sum(-1)
     assert torch.allclose(weights, torch.tensor(1 / (1 + math.e**2)).expand(5), atol=1e-5)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("mixing", _MIXINGS)
 def test_predictions_equal_one_row_for_each_thought(mixing):
     model, batch, at = quiet(mixing=mixing), random_ids(2, 12), torch.tensor([[0, 5], [8, 2]])
-    ids, following = random_ids(2, 2, 3, 4, seed=3), true_after(batch, at, 3)
-    said = predict(model, Prefix(model, batch[:, :-1], every=True), at, ids, following)
+    ids, following = random_ids(2, 2, 3, 4, seed=3), _true_after(batch, at, 3)
+    said = predict_with_thoughts(model, Prefix(model, batch[:, :-1], every=True), at, ids, following)
     for i, j, g in product(range(2), range(2), range(3)):
         p, mark = int(at[i, j]), torch.tensor
         row = torch.cat([batch[i, : p + 1], mark([9]), ids[i, j, g], mark([10]), batch[i, p + 1 : p + 3]])
@@ -151,7 +151,7 @@ def test_policy_gradient_is_that_of_the_expected_reward(n_thoughts, rows):
     cfg = ThoughtConfig(3, 4, n_thoughts=n_thoughts, length=2, ahead=2)
     model, batch = quiet(cfg, n_symbols=5, n_layers=1, context=10), torch.tensor([[0, 2, 1, 1]])
     at, every = torch.tensor([[0, 1]]), torch.cartesian_prod(*[torch.arange(3)] * 2).expand(1, 2, 9, 2)
-    said = predict(model, Prefix(model, batch[:, :-1], every=True), at, every, true_after(batch, at, 2))
+    said = predict_with_thoughts(model, Prefix(model, batch[:, :-1], every=True), at, every, _true_after(batch, at, 2))
     reward = said.thoughtful.detach().sum(2)
     names = [n for n, _ in model.named_parameters() if not n.startswith("mixing")]
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [model.get_parameter(n) for n in names])])
@@ -175,7 +175,7 @@ def test_where_to_think():
     reading = Prefix(model, ids, every=True)
     logp = model(ids)[:, :8].log_softmax(-1)
     unsure = (-(logp.exp() * logp).sum(-1)).topk(3).indices.sort().values
-    chosen = {where: ThoughtInjector(where, 3, (lambda r: -r.ids.double()) if where == "difficulty" else None)(reading, 8, generator()) for where in PLACES}
+    chosen = {where: ThoughtInjector(where, 3, (lambda r: -r.ids.double()) if where == "difficulty" else None)(reading, 8, generator()) for where in _PLACES}
     assert torch.equal(chosen["entropy"], unsure) and torch.equal(chosen["every"], torch.arange(8).expand(3, 8)) and (chosen["end"] == 7).all()
     assert torch.equal(chosen["random"], ThoughtInjector("random", 3)(reading, 8, generator())) and not torch.equal(chosen["random"], chosen["entropy"])
     assert all(ids[i, p] <= ids[i, q] for i in range(3) for p in chosen["difficulty"][i] for q in set(range(8)) - set(chosen["difficulty"][i].tolist()))
@@ -296,7 +296,7 @@ def test_impossible_thoughts_are_refused(change, message):
     (lambda m: ThoughtInjector("everywhere"), "did you mean 'every'"), (lambda m: ThoughtInjector("random", 0), "count is 0"), (lambda m: ThoughtInjector("difficulty", 1), "needs one"),
     (lambda m: ThoughtInjector("entropy", 1, lambda r: r.ids), "nothing else does"), (lambda m: ThoughtInjector("random", 9)(Prefix(m, random_ids(1, 5), every=True), 5), "9 places among 5"),
     (lambda m: MixingHead(8, "gates"), "did you mean 'gate'"), (lambda m: QuietSTaR(-1.0), "policy_weight is -1"), (lambda m: QuietSTaR(read_weight=math.inf), "read_weight is inf"),
-    (lambda m: QuietSTaR()(m, random_ids(2, 3)), "leave no place"), (lambda m: think(Prefix(m, random_ids(1, 20), every=True), torch.tensor([[18]]), CFG), "context=25"),
+    (lambda m: QuietSTaR()(m, random_ids(2, 3)), "leave no place"), (lambda m: write_thoughts(Prefix(m, random_ids(1, 20), every=True), torch.tensor([[18]]), CFG), "context=25"),
     (lambda m: Prefix(m, random_ids(1, 5)).branches(at=torch.tensor([[5]])), "not .5."), (lambda m: m.hidden(random_ids(1, 5), Prefix(m, random_ids(1, 20)).branches(at=torch.tensor([[19]]))), "does not fit"),
     (lambda m: QuietConfig(11, context=8, thoughts=CFG), "context=9"), (lambda m: QuietConfig(10, thoughts=CFG), "not among the 10 symbols"), (lambda m: QuietConfig(11, thoughts=CFG, mixing="sum"), "no mixing 'sum'"),
     (lambda m: ThoughtGenerator(CFG, 0, 0), "answer of 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Prefix(m, random_ids(1, 5)), 0), "n_thoughts is 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Prefix(m, random_ids(1, 5)), 1, -1.0), "temperature is -1"), (lambda m: ThoughtGenerator(CFG, 16, 0)(Prefix(m, random_ids(1, 5))), "context=26"),
@@ -325,7 +325,7 @@ def test_places_of_predicted_loss_are_where_the_head_says(feedback):
     with pytest.raises(ValueError, match="same vocabulary"): predicted_loss(ConfidenceAwareGPT(GPTConfig(3, context=24)))(reading)
 
 
-@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("mixing", _MIXINGS)
 def test_thoughts_that_weigh_alike_are_all_used(mixing):
     model, batch = quiet(mixing=mixing), random_ids(2, 12)
     some = QuietSTaR(seed=0)(model, batch)[1]["thoughts_used"]

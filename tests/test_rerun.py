@@ -1,7 +1,7 @@
 """Recorded rows run again: what they build on too, and never with old code"""
 import pytest
 
-from refine_nb.rerun import rerun, shown, spreads
+from refine_nb.rerun import rerun, rerun_text, spreads
 from refine_nb.tables import read_table
 from refine_nb.sweep import SweepError
 from refine_nb.tables import write_table
@@ -23,7 +23,7 @@ def test_a_row_and_what_it_builds_on_are_run_with_the_code_of_now(toy, capsys):
     before = table.read_text()
     for runs in (5, 5):  # one run and its warm start; the second time nothing has to be executed
         again = rerun(sweep, {"seed": 5}, 1)
-        assert len(toy.executions()) == runs and (again["expected"] == "bit for bit").all() and "x" in shown(again)
+        assert len(toy.executions()) == runs and (again["expected"] == "bit for bit").all() and "x" in rerun_text(again)
     write_notebook(toy.notebook, toy_cells(body=BODY.replace('"x": start + steps', '"x": 100 + start + steps')))
     x = rerun(sweep, {"seed": 5}, 1).set_index("metric").loc["x"]
     assert len(toy.executions()) == 7 and x["difference"] == 100 and x["expected"].startswith("DIFFERS")

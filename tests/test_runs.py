@@ -9,11 +9,11 @@ from scipy import stats
 
 from refine_nb import _attempts, cards, parameters, provenance, records, tables
 from refine_nb._files import read_jsonl
-from refine_nb._attempts import adopt, let_go, new_attempt, publish, published
+from refine_nb._attempts import take_over, unmark_alive, new_attempt, publish, published_record
 from refine_nb.parameters import ParameterError
 from refine_nb.provenance import run_id, run_key
 from refine_nb.statistics import bootstrap_interval, mean_interval, paired_interval
-from refine_nb.tables import flat, read_curves, read_runs
+from refine_nb.tables import record_row, read_curves, read_runs
 from toy_project import toy_cells, write_notebook
 
 
@@ -93,9 +93,9 @@ def test_a_copy_that_keeps_the_old_name_is_refused(project, monkeypatch):
     copy = write_notebook(project / "experiments" / "copy.ipynb", [*toy_cells(), ("x = 1", [])])
     request = project / "request.json"
     request.write_text(json.dumps({"notebook": str(copy), "runs": str(project / "runs"), "needs": {}}))
-    monkeypatch.setenv(records.REQUEST, str(request))
+    monkeypatch.setenv(records.REQUEST_VARIABLE, str(request))
     with pytest.raises(ParameterError, match=r"copy.ipynb calls start_run\('toy'\).*write start_run\('copy', …\)"): start(project)
-    monkeypatch.delenv(records.REQUEST)
+    monkeypatch.delenv(records.REQUEST_VARIABLE)
     monkeypatch.setenv("JPY_SESSION_NAME", "experiments/copy.ipynb")
     monkeypatch.setattr(records, "_history", lambda: ["x = 1"])
     with pytest.raises(ParameterError, match="copy.ipynb calls start_run"): start(project)
@@ -107,18 +107,18 @@ def test_a_damaged_record_is_named(project):
     path = start(project).finish({"x": 1}) / "run.json"
     path.write_text(path.read_text()[:100])
     with pytest.raises(_attempts.RecordError, match=r"run.json cannot be read .*line .*: remove the folder .*runs it again"):
-        published(path.parent)
+        published_record(path.parent)
 
 
 def test_what_a_run_builds_on_has_to_go_with_it(project):
     first = start(project, seed=3)
     first.finish({"x": 1})
-    run = start(project, seed=3, steps=5, warm_start=f"run:{first.head['id']}")
-    assert run.dependency("warm_start", ("seed",), mode="fine") == run.dependency("warm_start") == project / "runs" / first.head["id"]
+    run = start(project, seed=3, steps=5, warm_start=f"run:{first.identity['id']}")
+    assert run.dependency("warm_start", ("seed",), mode="fine") == run.dependency("warm_start") == project / "runs" / first.identity["id"]
     with pytest.raises(ValueError, match="does not go with this run: steps is 4 there, 5 is needed; mode is 'fine' there, 'none' is needed"): run.dependency("warm_start", ("seed", "steps"), mode="none")
     with pytest.raises(FloatingPointError):
         with start(project, seed=9) as lost: raise FloatingPointError("nan at step 3")
-    with pytest.raises(ValueError, match="is a run that diverged: nan at step 3"): start(project, seed=10, warm_start=f"run:{lost.head['id']}").dependency("warm_start")
+    with pytest.raises(ValueError, match="is a run that diverged: nan at step 3"): start(project, seed=10, warm_start=f"run:{lost.identity['id']}").dependency("warm_start")
     with pytest.raises(ValueError, match="warm_start is 'runs/nothing', needs run:ID"): start(project, seed=4, warm_start="runs/nothing").dependency("warm_start")
 
 
@@ -141,7 +141,7 @@ def dead_attempt(project, rows, checkpoint=b"c"):
     for row in rows: run(row)
     with open(run.rows, "a") as f: f.write('{"step": 99, "lo')
     (run.checkpoint_dir / "last").write_bytes(checkpoint)
-    let_go(run.dir)
+    unmark_alive(run.dir)
     return run.dir
 
 
@@ -183,7 +183,7 @@ def test_the_first_start_counts(project, monkeypatch):
     (old / "start.json").write_text(json.dumps(began | {"started": "2030-01-01T00:00:00+00:00"}))
     assert claim(project, 2) != first
     monkeypatch.setattr(provenance, "git", lambda root, *args: "second")
-    let_go((run := start(project)).dir)
+    unmark_alive((run := start(project)).dir)
     record = json.loads((start(project).finish({"x": 1}) / "run.json").read_text())
     assert not run.dir.exists() and (record["cards"], record["commit"], record["started"]) == (first, "first", "2030-01-01T00:00:00+00:00")
     assert "start.json" not in record["files"]
@@ -195,7 +195,7 @@ def test_an_attempt_killed_while_it_adopted_is_completed(project):
     between = new_attempt(project / "runs", oldest.parent.name)
     shutil.copy(oldest / "start.json", between)
     (oldest / "checkpoints").rename(between / "checkpoints")
-    let_go(between)
+    unmark_alive(between)
     run = start(project)
     run.on_resume(1)
     assert (run.checkpoint_dir / "last").read_bytes() == b"c" and [r["step"] for r in read_jsonl(run.rows)] == [1]
@@ -211,7 +211,7 @@ def test_what_other_code_left_in_halves_is_not_adopted(project, code):
     between = new_attempt(project / "runs", oldest.parent.name)
     _attempts._carry(oldest, between)
     (between / "metrics.jsonl").rename(oldest / "metrics.jsonl")
-    let_go(between)
+    unmark_alive(between)
     run = start(project)
     assert not run.adopted and not read_jsonl(run.rows) and not list(run.checkpoint_dir.iterdir())
     assert len(list((project / "runs" / ".replaced").iterdir())) == 2
@@ -249,10 +249,10 @@ def test_a_living_attempt_is_left_alone_and_a_dead_one_is_not(tmp_path):
     other = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     folder, mine = Path(other.stdout.readline().strip()), new_attempt(tmp_path, "id")
     begun = time.monotonic()
-    assert adopt(mine) is False and folder.exists() and time.monotonic() - begun < 5  # nothing to wait for
+    assert take_over(mine) is False and folder.exists() and time.monotonic() - begun < 5  # nothing to wait for
     other.kill()
     other.wait()
-    assert adopt(mine) is True and not folder.exists()
+    assert take_over(mine) is True and not folder.exists()
 
 
 @pytest.mark.parametrize("local", [True, False])
@@ -280,13 +280,13 @@ def test_an_orphan_kernel_is_waited_for(tmp_path):
     folder, mine = new_attempt(tmp_path, "id"), new_attempt(tmp_path, "id")
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    let_go(folder)
+    unmark_alive(folder)
     orphaned = folder.rename(folder.with_name(folder.name.replace(f"-{os.getpid()}-", f"-{gone.pid}-")))
     (orphaned / "metrics.jsonl").touch()
     kernel = subprocess.Popen([sys.executable, "-c", "import os, sys, fcntl, time; fd = os.open(sys.argv[1], os.O_RDONLY); fcntl.flock(fd, fcntl.LOCK_SH); print(1, flush=True); time.sleep(1)", str(orphaned)], stdout=subprocess.PIPE)
     kernel.stdout.readline()
-    assert adopt(mine, wait=0.2) is False and orphaned.exists()
-    assert adopt(mine, wait=20) is True and kernel.wait() == 0
+    assert take_over(mine, wait=0.2) is False and orphaned.exists()
+    assert take_over(mine, wait=20) is True and kernel.wait() == 0
 
 
 def test_publication_happens_once_and_saved_code_wins(project):
@@ -295,10 +295,10 @@ def test_publication_happens_once_and_saved_code_wins(project):
         folder = new_attempt(runs, "id")
         (folder / "run.json").write_text(json.dumps({"mark": mark, "as_saved": as_saved}))
         return folder
-    assert publish(attempt(1, False), target) and published(target) is None
+    assert publish(attempt(1, False), target) and published_record(target) is None
     assert not publish(attempt(2, False), target)
-    assert publish(attempt(3, True), target) and published(target)["mark"] == 3
-    assert not publish(attempt(4, True), target) and published(target)["mark"] == 3
+    assert publish(attempt(3, True), target) and published_record(target)["mark"] == 3
+    assert not publish(attempt(4, True), target) and published_record(target)["mark"] == 3
 
 
 SHELL = '''
@@ -350,7 +350,7 @@ def test_an_attempt_of_other_code_is_set_aside(project, monkeypatch, capsys):
     run = start(project)
     assert not old.exists() and read_jsonl(run.rows) == [] and not run.adopted and "an unfinished attempt of other code" in capsys.readouterr().out
     aside, = (project / "runs" / ".replaced").iterdir()
-    assert (aside / "metrics.jsonl").exists() and aside.name.startswith(run.head["id"])
+    assert (aside / "metrics.jsonl").exists() and aside.name.startswith(run.identity["id"])
 
 
 def test_the_processor_is_told_as_torch_sees_it(monkeypatch):
@@ -371,7 +371,7 @@ def record(id, key, started, **params):
 
 
 def test_a_table_tells_the_cards_of_its_rows(tmp_path):
-    rows = [flat(record(i, i, "2030") | {"cards": c}) for i, c in (("a", {"c": "1"}), ("b", {}))] + [flat(record("d", "d", "2030")) | {"cards": '{"c": "2"}'}]
+    rows = [record_row(record(i, i, "2030") | {"cards": c}) for i, c in (("a", {"c": "1"}), ("b", {}))] + [record_row(record("d", "d", "2030")) | {"cards": '{"c": "2"}'}]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     with pytest.raises(tables.TableError, match="cards.json has no .*: restore it"): read_runs(tmp_path)
     (tmp_path / "cards.json").write_text(json.dumps({rows[0]["cards"]: {"c": "1"}}))
@@ -379,7 +379,7 @@ def test_a_table_tells_the_cards_of_its_rows(tmp_path):
 
 
 def test_a_table_reads_back_what_was_written(tmp_path):
-    rows = [flat(record("12e4567890123456", "k1", "2030", name="NA", lr=None)), flat(record("0000000000000012", "k2", "2030", name="None", lr=0.1))]
+    rows = [record_row(record("12e4567890123456", "k1", "2030", name="NA", lr=None)), record_row(record("0000000000000012", "k2", "2030", name="None", lr=0.1))]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     table = read_runs(tmp_path)
     assert list(table["id"]) == ["12e4567890123456", "0000000000000012"] and list(table["name"]) == ["NA", "None"] and math.isnan(table["lr"][0])
@@ -389,14 +389,14 @@ def test_a_table_reads_back_what_was_written(tmp_path):
 
 
 def test_one_row_a_key_the_latest(tmp_path):
-    rows = [flat(record(i, k, s)) for i, k, s in (("a", "1", "2030"), ("b", "1", "2031"), ("c", "2", "2031"), ("d", "2", "2030"))]
+    rows = [record_row(record(i, k, s)) for i, k, s in (("a", "1", "2030"), ("b", "1", "2031"), ("c", "2", "2031"), ("d", "2", "2030"))]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
     assert list(read_runs(tmp_path)["id"]) == ["b", "c"] and len(read_runs(tmp_path, every=True)) == 4
     with pytest.raises(FileNotFoundError, match="no runs in"): read_runs(tmp_path / "nowhere")
 
 
 def test_the_columns_are_those_of_a_row():
-    assert list(flat(record("a", "1", "2030") | {"metrics": {}})) == parameters.IDENTITY + parameters.TAIL
+    assert list(record_row(record("a", "1", "2030") | {"metrics": {}})) == parameters.ID_COLUMNS + parameters.RUN_COLUMNS
 
 
 @pytest.mark.parametrize("name", ["device", "threads", "status", "id", "key", "started", "processor"])
@@ -408,7 +408,7 @@ def test_a_parameter_named_like_a_column_is_refused(tmp_path, name):
 def test_a_parameter_declared_as_text_stays_text(tmp_path):
     write_notebook(tmp_path / "experiments" / "e.ipynb", [("code = '00'\nseed = 0\nwarm: str = None", ["parameters"])])
     (tmp_path / "results" / "s").mkdir(parents=True)
-    pd.DataFrame([flat(record(i, i, "2030", code=c, seed=0, warm=None)) for i, c in (("a", "01"), ("b", "1"))]).to_csv(tmp_path / "results" / "s" / "runs.csv", index=False)
+    pd.DataFrame([record_row(record(i, i, "2030", code=c, seed=0, warm=None)) for i, c in (("a", "01"), ("b", "1"))]).to_csv(tmp_path / "results" / "s" / "runs.csv", index=False)
     table = read_runs(tmp_path / "results" / "s")
     assert list(table["code"]) == ["01", "1"] and list(table["seed"]) == [0, 0] and table["warm"].isna().all()
 
@@ -419,8 +419,8 @@ def test_rows_from_before_a_parameter_count_with_its_default(tmp_path):
     folder = tmp_path / "results" / "s"
     folder.mkdir(parents=True)
     new = dict(seed=1, depth=2, preset="cpu", flag=True)
-    rows = [flat(record(f"old{s}", f"k{s}", "2030", seed=s, preset="cpu")) for s in (0, 1)]
-    rows.append(flat(record("new1", run_key("e", new, None), "2031", **new)))
+    rows = [record_row(record(f"old{s}", f"k{s}", "2030", seed=s, preset="cpu")) for s in (0, 1)]
+    rows.append(record_row(record("new1", run_key("e", new, None), "2031", **new)))
     pd.DataFrame(rows).to_csv(folder / "runs.csv", index=False)
     table = read_runs(folder)
     assert list(table["id"]) == ["old0", "new1"] and list(table["depth"]) == [2, 2] and list(table["flag"]) == [True, True]

@@ -8,7 +8,7 @@ from refine_nb.parameters import ParameterError
 from refine_nb.records import write_windows
 from refine_nb.tables import TableError, read_curves, read_runs, read_table, read_windows
 from refine_nb.sweep import make_plan, read_sweep, SweepError
-from refine_nb.tables import join, merge, write_table
+from refine_nb.tables import join_tables, merge_records, write_table
 from refine_nb._pool import local_engine
 from toy_project import BODY, PARAMETERS, Toy, gone, kill, nap, toy_cells, worker_of, write_notebook
 
@@ -143,7 +143,7 @@ def test_each_way_to_end(toy):
     "An error, a divergence, a run that always kills its worker: the neighbour finishes, nothing is tried too often"
     sweep = toy.sweep("  - {mode: [fine, error, diverges, kills_worker]}")
     code, out, err = toy.run("sweep", sweep, "--workers", 2)
-    ids = {h["params"]["mode"]: i for i, h in make_plan(sweep).heads.items()}
+    ids = {h["params"]["mode"]: i for i, h in make_plan(sweep).identities.items()}
     assert code == 1, out + err
     assert {m: toy.executions().count(i) for m, i in ids.items()} == {"fine": 1, "error": 1, "diverges": 1, "kills_worker": 3}
     assert {toy.published()[ids[m]]["status"] for m in ("fine",)} == {"ok"} and toy.published()[ids["diverges"]]["status"] == "diverged"
@@ -179,8 +179,8 @@ root, start = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for i in range(start, start + 100000):
     id = json_digest(i)
-    head = {"id": id, "key": id, "experiment": "loop", "params": {"i": i}, "corpus": None, "dependencies": {}, "cards": {}, "as_saved": True}
-    run = Run(head, new_attempt(root / "runs", id), root / "none.ipynb", lambda: True, False)
+    identity = {"id": id, "key": id, "experiment": "loop", "params": {"i": i}, "corpus": None, "dependencies": {}, "cards": {}, "as_saved": True}
+    run = Run(identity, new_attempt(root / "runs", id), root / "none.ipynb", lambda: True, False)
     for step in (1, 2, 3): run({"step": step, "val_x": i})
     for part in range(10): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
     run._close({"x": i}, {}, "ok", False, None)
@@ -249,7 +249,7 @@ def test_a_repetition_that_was_interrupted_goes_on(toy):
     commit(toy.root)
     assert len(make_plan(sweep, refresh=True).todo) == 2
     assert toy.run("sweep", sweep, "--refresh", "--where", "seed=0")[0] == 0
-    assert make_plan(sweep, refresh=True).todo == [i for i, h in make_plan(sweep).heads.items() if h["params"]["seed"] == 1]
+    assert make_plan(sweep, refresh=True).todo == [i for i, h in make_plan(sweep).identities.items() if h["params"]["seed"] == 1]
     table = toy.root / "results" / "s" / "runs.csv"
     name = read_table(table)[0]["processor"]
     table.write_text(table.read_text().replace(name, "another processor"))
@@ -359,7 +359,7 @@ def broken(error):
 
 
 @pytest.mark.parametrize("name, error, outcomes, says", [
-    ("merge", OSError(28, "No space left on device"), ["ok"] * 3, "not in its table yet"),
+    ("merge_records", OSError(28, "No space left on device"), ["ok"] * 3, "not in its table yet"),
     ("_outcome_line", KeyError("cpu_seconds"), ["ok"] * 3, "KeyError"),
     ("_archive_incomplete", PermissionError("runs"), ["failed"] * 3, "could not be started: PermissionError"),
     ("_worker_spec", FileNotFoundError("toy.ipynb"), ["failed"] * 3, "could not be started: FileNotFoundError"),
@@ -376,20 +376,20 @@ def test_an_error_of_the_driver_costs_no_run(toy, monkeypatch, capsys, name, err
             yield spec, "ok", ""
 
     monkeypatch.setattr(execute, name, broken(error))
-    if name == "merge":
+    if name == "merge_records":
         with pytest.raises(SweepError, match="3 finished runs are not in their table: .*No space left"):
-            execute.execute(plan, 1, engine)
+            execute.execute_plan(plan, 1, engine)
         monkeypatch.undo()
-        assert len(left) == 3 and execute.execute(make_plan(plan.sweep.root / "experiments/sweeps/s.yaml"), 1, engine) == {}
-        execute._merge_published(plan, [*plan.heads])
+        assert len(left) == 3 and execute.execute_plan(make_plan(plan.sweep.root / "experiments/sweeps/s.yaml"), 1, engine) == {}
+        execute._merge_published(plan, [*plan.identities])
         assert len(read_runs(toy.root / "results" / "s")) == 3
-    else: assert list(execute.execute(plan, 1, engine).values()) == outcomes and len(left) == outcomes.count("ok")
+    else: assert list(execute.execute_plan(plan, 1, engine).values()) == outcomes and len(left) == outcomes.count("ok")
     assert says in capsys.readouterr().out
 
 
 def test_a_table_that_cannot_be_written_once_is_written_later(toy, monkeypatch):
     from refine_nb import execute
-    calls, whole = [], execute.merge
+    calls, whole = [], execute.merge_records
 
     def merge_fails_first(*args, **kwargs):
         calls.append(args)
@@ -401,8 +401,8 @@ def test_a_table_that_cannot_be_written_once_is_written_later(toy, monkeypatch):
             left_record(toy, spec)
             yield spec, "ok", ""
 
-    monkeypatch.setattr(execute, "merge", merge_fails_first)
-    execute.execute(make_plan(toy.sweep("  - {seed: [0, 1, 2]}")), 1, engine)
+    monkeypatch.setattr(execute, "merge_records", merge_fails_first)
+    execute.execute_plan(make_plan(toy.sweep("  - {seed: [0, 1, 2]}")), 1, engine)
     assert len(read_runs(toy.root / "results" / "s")) == 3
 
 
@@ -446,7 +446,7 @@ def test_a_complete_record_is_published_whatever_ends_its_kernel(toy, monkeypatc
 
 def test_a_complete_record_of_a_killed_worker_is_published_and_not_made_again(toy, monkeypatch):
     from refine_nb import _pool
-    from refine_nb._attempts import let_go, new_attempt
+    from refine_nb._attempts import unmark_alive, new_attempt
     from refine_nb.execute import _worker_spec
     plan = make_plan(toy.sweep("  - {seed: 0}"))
     spec = _worker_spec(plan, plan.todo[0])
@@ -454,26 +454,26 @@ def test_a_complete_record_of_a_killed_worker_is_published_and_not_made_again(to
     folder = new_attempt(plan.runs, spec["id"])
     for path in (plan.runs / spec["id"]).iterdir(): path.rename(folder / path.name)
     (plan.runs / spec["id"]).rmdir()
-    let_go(folder)
+    unmark_alive(folder)
     monkeypatch.setattr(_pool, "run_notebook", broken(AssertionError("it ran again")))
     assert _pool.execute_one(spec) == ("ok", "") and list(toy.published()) == [spec["id"]]
 
 
 def test_clean_removes_no_published_record_and_no_checkpoint_unasked(toy):
-    from refine_nb._attempts import let_go, new_attempt
+    from refine_nb._attempts import unmark_alive, new_attempt
     runs = toy.root / "runs"
     for folder in ("a", ".failed/b", ".replaced/a-1"): (runs / folder).mkdir(parents=True)
     for path in ("a/run.json", ".failed/b/traceback.txt", ".replaced/a-1/run.json"): (runs / path).write_text("12345")
     old, half, alive = (new_attempt(runs, id) for id in ("a", "c", "a"))
     for folder in (old, half, alive): (folder / "metrics.jsonl").write_text("123")
-    for folder in (old, half): let_go(folder)
+    for folder in (old, half): unmark_alive(folder)
     code, out, _ = toy.run("clean", "--dry-run")
     assert code == 0 and "3 in all: 13 bytes would be removed" in out and (runs / ".failed" / "b").exists()
     assert toy.run("clean")[0] == 0
     assert [(runs / f).exists() for f in ("a/run.json", ".failed/b", ".replaced/a-1")] == [True, False, False]
     assert not old.exists() and half.exists() and alive.exists()
     assert toy.run("clean", "--unfinished")[0] == 0 and not half.exists() and alive.exists()
-    let_go(alive)
+    unmark_alive(alive)
 
 
 def calls_of(function, *args):
@@ -490,9 +490,9 @@ def calls_of(function, *args):
 
 def test_a_plan_costs_in_proportion_to_its_runs(toy):
     from refine_nb.execute import _levels
-    from refine_nb.sweep import show
+    from refine_nb.sweep import plan_text
     plans = [make_plan(toy.sweep(f"  - {{seed: {list(range(n))}}}", f"s{n}")) for n in (100, 400)]
-    for cost in (show, lambda plan: list(_levels(plan)), lambda plan: make_plan(toy.root / f"experiments/sweeps/{plan.sweep.name}.yaml")):
+    for cost in (plan_text, lambda plan: list(_levels(plan)), lambda plan: make_plan(toy.root / f"experiments/sweeps/{plan.sweep.name}.yaml")):
         small, large = (calls_of(cost, plan) for plan in plans)
         assert large < 5 * small + 100
 
@@ -532,7 +532,7 @@ def test_the_bar_says_why_it_stands_still(toy, capsys):
 
 def test_what_ran_otherwise_is_not_gone_on_from(toy):
     "A record that is not what was asked: its checkpoints are kept aside with it"
-    write_notebook(toy.notebook, toy_cells(body=BODY.replace('run.finish(', 'run.head["params"]["seed"] = 9\nrun.unchanged = lambda: True\nrun.finish(')))
+    write_notebook(toy.notebook, toy_cells(body=BODY.replace('run.finish(', 'run.identity["params"]["seed"] = 9\nrun.unchanged = lambda: True\nrun.finish(')))
     code, out, _ = toy.run("sweep", toy.sweep("  - {seed: 3}"))
     assert code == 1 and "seed: asked 3, ran 9" in out and "no table" in out
     assert not toy.attempts() and next(toy.root.glob("runs/.failed/*/checkpoints/step.json")).read_text() == "4"
@@ -599,7 +599,7 @@ def test_a_dependency_runs_first_is_shared_and_comes_back_alone(toy):
 def test_a_dependency_shares_the_random_seed(toy):
     toy.sweep("  - {seed: [0, 1], steps: [2, 3]}", "base")
     plan = make_plan(toy.sweep("  - {seed: [0, 1], warm_start: {sweep: base, where: {steps: 3}}}"))
-    pairs = {(head["params"]["seed"], plan.others[head["params"]["warm_start"].removeprefix("run:")][1]["params"]["seed"]) for head in plan.heads.values()}
+    pairs = {(identity["params"]["seed"], plan.others[identity["params"]["warm_start"].removeprefix("run:")][1]["params"]["seed"]) for identity in plan.identities.values()}
     assert pairs == {(0, 0), (1, 1)} and len(plan.todo) == 4
     fixed = make_plan(toy.sweep("  - {seed: [0, 1], warm_start: {sweep: base, where: {steps: 3, seed: 1}}}"))
     assert len(fixed.others) == 1 and len(fixed.todo) == 3
@@ -690,9 +690,9 @@ def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
     with pytest.raises(SweepError, match="names its corpus"): make_plan(toy.sweep("  - {}"))
     with pytest.raises(SweepError, match="cannot be read"): make_plan(toy.sweep("  - {corpus: missing.txt}"))
     (toy.root / "mine.txt").write_text("some words " * 200)
-    head, = make_plan(toy.sweep("  - {corpus: mine.txt}")).heads.values()
-    assert head["corpus"]["name"].startswith("file:mine-") and head["params"]["corpus"] == "mine.txt"
-    elsewhere, = make_plan(toy.sweep("  - {}"), results=tmp_path_factory.mktemp("results")).heads.values()
+    identity, = make_plan(toy.sweep("  - {corpus: mine.txt}")).identities.values()
+    assert identity["corpus"]["name"].startswith("file:mine-") and identity["params"]["corpus"] == "mine.txt"
+    elsewhere, = make_plan(toy.sweep("  - {}"), results=tmp_path_factory.mktemp("results")).identities.values()
     assert elsewhere["params"]["corpus"] == elsewhere["corpus"]["name"] == "pydocs"
 
 
@@ -740,7 +740,7 @@ def fake(runs, seed, **metrics):
 def test_the_table_does_not_depend_on_the_order_of_ending(tmp_path):
     records = [fake(tmp_path / "runs", 10, loss=1.0), fake(tmp_path / "runs", 2, share=0.5), fake(tmp_path / "runs", 3, share=0.4, loss=1e-7)]
     for name, order in (("a", records), ("b", records[::-1])):
-        for r in order: merge(tmp_path / name, [r], tmp_path / "runs", [])
+        for r in order: merge_records(tmp_path / name, [r], tmp_path / "runs", [])
     assert [(tmp_path / "a" / f).read_bytes() for f in ("runs.csv", "curves.csv")] == [(tmp_path / "b" / f).read_bytes() for f in ("runs.csv", "curves.csv")]
     table = read_runs(tmp_path / "a")
     assert list(table["seed"]) == [2, 3, 10] and table["loss"].tolist()[1:] == [1e-7, 1.0] and table["id"].tolist()[0] == f"{2:016x}"
@@ -753,10 +753,10 @@ def test_a_lost_table_beside_the_rows_is_not_written_anew(tmp_path):
             "corpus": None, "cards": {"c": "1"}, "started": "2030-01-01"}
     (runs / "a").mkdir(parents=True)
     (runs / "a" / "metrics.jsonl").write_text('{"step": 1, "val_x": 2.0}\n')
-    merge(folder, [said], runs, ["c"])
+    merge_records(folder, [said], runs, ["c"])
     text = (folder / "curves.csv").read_text()
     (folder / "curves.csv").unlink()
-    with pytest.raises(TableError, match="curves.csv is gone"): merge(folder, [dict(said, id="b", key="l")], runs, ["c"])
+    with pytest.raises(TableError, match="curves.csv is gone"): merge_records(folder, [dict(said, id="b", key="l")], runs, ["c"])
     assert not (folder / "curves.csv").exists() and len(text.splitlines()) == 2
 
 
@@ -768,12 +768,12 @@ def test_a_kill_inside_merge_leaves_windows_and_row_together(tmp_path, monkeypat
     said = {"id": "a", "key": "k", "experiment": "e", "status": "ok", "params": {"seed": 0}, "metrics": {"x": 1.0},
             "corpus": None, "cards": {}}
     write_windows(runs / "a" / "windows.json.gz", {"x": [1.0]})
-    merge(folder, [dict(said, started="2030")], runs, [])
+    merge_records(folder, [dict(said, started="2030")], runs, [])
     write_windows(runs / "a" / "windows.json.gz", {"x": [2.0]})
     new = dict(said, started="2031", metrics={"x": 2.0})
     for name in ("_write", "_settle_windows"):
         monkeypatch.setattr(tables, name, broken(KeyboardInterrupt()))
-        with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
+        with pytest.raises(KeyboardInterrupt): merge_records(folder, [new], runs, [], ["a"])
         monkeypatch.undo()
         assert read_windows(folder, "a")["x"] == [read_runs(folder)["x"][0]] == [1.0]
     calls, settle = [], tables._settle_windows
@@ -782,19 +782,19 @@ def test_a_kill_inside_merge_leaves_windows_and_row_together(tmp_path, monkeypat
         if len(calls) == 2: raise KeyboardInterrupt
         settle(*args)
     monkeypatch.setattr(tables, "_settle_windows", second_time)
-    with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
+    with pytest.raises(KeyboardInterrupt): merge_records(folder, [new], runs, [], ["a"])
     monkeypatch.undo()
     assert read_windows(folder, "a")["x"] == [read_runs(folder)["x"][0]] == [2.0]
-    merge(folder, [], runs, [])
+    merge_records(folder, [], runs, [])
     assert [p.name for p in (folder / "windows").iterdir()] == ["a.json.gz"] and read_windows(folder, "a")["x"] == [2.0]
 
 
 def test_merging_keeps_what_stands(tmp_path):
     first = fake(tmp_path / "runs", 1, loss=1.0)
-    merge(tmp_path / "t", [first], tmp_path / "runs", [])
+    merge_records(tmp_path / "t", [first], tmp_path / "runs", [])
     later = first | {"metrics": {"loss": 9.0}, "started": "2031"}
     def loss(*again):
-        merge(tmp_path / "t", [later], tmp_path / "runs", [], again)
+        merge_records(tmp_path / "t", [later], tmp_path / "runs", [], again)
         row, = read_table(tmp_path / "t" / "runs.csv")
         return row["loss"]
     assert loss() == "1.0" and loss("another") == "1.0" and loss(first["id"]) == "9.0"
@@ -806,7 +806,7 @@ def test_a_row_tells_its_cards_and_the_values_behind_its_interval(tmp_path):
     record = fake(tmp_path / "runs", 1, loss=1.0) | {"cards": {"c": "12", "of another sweep": "34"}}
     values = {"loss": [0.1 + 0.2, 1e-300, 1 / 3]}
     write_windows(tmp_path / "runs" / record["id"] / "windows.json.gz", values)
-    merge(tmp_path / "t", [record], tmp_path / "runs", ["c"])
+    merge_records(tmp_path / "t", [record], tmp_path / "runs", ["c"])
     row, = read_table(tmp_path / "t" / "runs.csv")
     assert len(row["cards"]) == 16 and json.loads(read_runs(tmp_path / "t")["cards"][0]) == {"c": "12"}
     assert read_windows(tmp_path / "t", record["id"]) == values
@@ -817,27 +817,27 @@ def test_machines_share_a_sweep_and_join_their_tables(tmp_path):
     here, there = (fake(tmp_path / "runs", s, loss=float(s)) for s in (1, 2))
     both = fake(tmp_path / "runs", 3, loss=3.0)
     write_windows(tmp_path / "runs" / there["id"] / "windows.json.gz", {"loss": [1.0]})
-    merge(tmp_path / "a", [here, both], tmp_path / "runs", [])
-    merge(tmp_path / "b", [there, both | {"metrics": {"loss": 4.0}, "started": "2031", "cards": {"c": "1"}}], tmp_path / "runs", ["c"])
-    assert join(tmp_path / "a", [tmp_path / "b"]) == (2, 3)
+    merge_records(tmp_path / "a", [here, both], tmp_path / "runs", [])
+    merge_records(tmp_path / "b", [there, both | {"metrics": {"loss": 4.0}, "started": "2031", "cards": {"c": "1"}}], tmp_path / "runs", ["c"])
+    assert join_tables(tmp_path / "a", [tmp_path / "b"]) == (2, 3)
     table = read_runs(tmp_path / "a")
     assert table["loss"].tolist() == [1.0, 2.0, 4.0] and json.loads(table["cards"][2]) == {"c": "1"}
     assert read_windows(tmp_path / "a", there["id"]) == {"loss": [1.0]} and len(read_curves(tmp_path / "a")) == 3
-    with pytest.raises(TableError, match="holds no runs.csv"): join(tmp_path / "a", [tmp_path / "c"])
-    merge(tmp_path / "d", [both | {"id": "d", "key": "d", "experiment": "other"}], tmp_path / "runs", [])
-    with pytest.raises(TableError, match="tables of one sweep"): join(tmp_path / "a", [tmp_path / "d"])
+    with pytest.raises(TableError, match="holds no runs.csv"): join_tables(tmp_path / "a", [tmp_path / "c"])
+    merge_records(tmp_path / "d", [both | {"id": "d", "key": "d", "experiment": "other"}], tmp_path / "runs", [])
+    with pytest.raises(TableError, match="tables of one sweep"): join_tables(tmp_path / "a", [tmp_path / "d"])
 
 
 def test_certificates_and_reruns_are_joined_the_later_one_stays(tmp_path):
     folders = [tmp_path / "a", tmp_path / "b"]
     run = fake(tmp_path / "runs", 1, loss=1.0)
-    for folder in folders: merge(folder, [run], tmp_path / "runs", [])
+    for folder in folders: merge_records(folder, [run], tmp_path / "runs", [])
     certificate = {"arm": "x", "date": "2026-01-01", "outcome": "equal"}
     write_table(folders[0] / "verified.csv", [certificate, certificate | {"arm": "y"}], list(certificate))
     write_table(folders[1] / "verified.csv", [certificate | {"date": "2026-01-02", "outcome": "changed"}], list(certificate))
     again = {"id": "1", "metric": "loss", "here": "1.0", "here_on": "a processor", "started": "2026"}
     write_table(folders[1] / "reruns.csv", [again], list(again))
-    join(folders[0], [folders[1]])
+    join_tables(folders[0], [folders[1]])
     assert {r["arm"]: r["outcome"] for r in read_table(folders[0] / "verified.csv")} == {"x": "changed", "y": "equal"}
     assert read_table(folders[0] / "reruns.csv") == [again]
 
@@ -851,7 +851,7 @@ def test_the_side_of_a_conflict_that_keeps_its_row_keeps_its_windows(tmp_path):
         run = fake(tmp_path / "runs", 1, loss=loss) | {"started": started}
         write_windows(tmp_path / "runs" / run["id"] / "windows.json.gz", {"loss": [loss]})
         shutil.rmtree(folder, ignore_errors=True)
-        merge(folder, [run], tmp_path / "runs", [])
+        merge_records(folder, [run], tmp_path / "runs", [])
         commit(tmp_path)
         return run["id"]
     (tmp_path / "a").touch()
@@ -862,7 +862,7 @@ def test_the_side_of_a_conflict_that_keeps_its_row_keeps_its_windows(tmp_path):
     record(1.0, "2030")
     (folder / "windows" / "gone.json.gz").write_bytes(b"")
     assert "CONFLICT" in git(tmp_path, "merge", "other", check=False) and read_windows(folder, id) == {"loss": [1.0]}
-    join(folder)
+    join_tables(folder)
     assert read_runs(folder)["loss"].tolist() == [2.0] and read_windows(folder, id) == {"loss": [2.0]}
     assert [p.name for p in (folder / "windows").iterdir()] == [f"{id}.json.gz"]
 
@@ -894,13 +894,13 @@ def test_a_table_in_conflict_is_refused_by_name_and_joined(toy):
 
 
 def test_the_estimate_comes_from_like_runs(toy):
-    from refine_nb.sweep import show
+    from refine_nb.sweep import plan_text
     sweep = toy.sweep("  - {seed: [0, 1, 2]}\n  - {seed: 0, steps: 9}")
     plan = make_plan(sweep)
-    done = [h | {"status": "ok", "metrics": {}, "cards": {}, "cpu_seconds": c, "started": "2030"} for h, c in zip(plan.heads.values(), (40.0, 60.0))]
+    done = [h | {"status": "ok", "metrics": {}, "cards": {}, "cpu_seconds": c, "started": "2030"} for h, c in zip(plan.identities.values(), (40.0, 60.0))]
     for d in done: (toy.root / "runs" / d["id"]).mkdir(parents=True)
-    merge(plan.results / "s", done, toy.root / "runs", [])
-    text = show(make_plan(sweep))
+    merge_records(plan.results / "s", done, toy.root / "runs", [])
+    text = plan_text(make_plan(sweep))
     assert "4 runs, 2 done, 2 to run, about 50 CPU-s (1 of unknown cost)" in text and text.count("about 50 CPU-s") == 2
     code, out, _ = toy.run("sweep", sweep, "--dry-run")
     assert code == 0 and text in out and not toy.executions()

@@ -14,11 +14,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from refine_nb.checkpoints import checkpoints
+from refine_nb.checkpoints import list_checkpoints
 from refine_nb.data import UnknownCharacter
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.benchmark_tasks import (TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, calculate,
-                                       check_sums, choice_prompt, gsm8k, load_task)
+from refine_nb.benchmark_tasks import (TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, evaluate_expression,
+                                       check_annotations, choice_prompt, gsm8k, load_task)
 from refine_nb.puzzles import S5, Addition, Maze, PointerChasing, Sudoku, shortest_paths, sudoku_grids, sudoku_solutions
 from refine_nb.tasks import ChainedArithmetic, Item, ProblemBatches, RowBatches, Task, side_of, split_of
 from refine_nb.train import TrainConfig, cross_entropy, train
@@ -308,7 +308,7 @@ def test_training_resumes_to_the_bit(tmp_path):
         if row["step"] == 7: raise RuntimeError("stop")
 
     with pytest.raises(RuntimeError): run(tmp_path / "broken", (stop,))
-    assert checkpoints(tmp_path / "broken")[-1].name == "step-00000006"
+    assert list_checkpoints(tmp_path / "broken")[-1].name == "step-00000006"
     (losses, weights), (again, resumed) = run(tmp_path / "whole"), run(tmp_path / "broken")
     assert losses == again and torch.equal(weights, resumed)
 
@@ -583,7 +583,7 @@ def formulas(numbers):
 def test_every_right_expression_counts_and_no_other():
     numbers, task, seen = [2, 3, 4, 12], Countdown(4), Counter()
     for text, used, value in formulas(numbers):
-        assert calculate(text) == (value, re.findall("[0-9]+", text))
+        assert evaluate_expression(text) == (value, re.findall("[0-9]+", text))
         for target in {24, value}:
             if target != int(target) or not 0 < target < 500: continue
             item = Item(f"2 3 4 12>{target}=", (), "")
@@ -624,7 +624,7 @@ def test_corrupted_steps_of_countdown_are_found():
 
 @pytest.mark.parametrize("text", ["", " ", "()", "2**3", "7//2", "-3", "+3", "3(4)", "1/0", "1/(2-2)", "1_0", "1e3", "0x1", "٣", "a", "2 3", "2+", "(2", "007", "1" * 201, "(" * 150 + "1" + ")" * 150, "(" * 90 + "1" + ")" * 80, "[2]", "2,3", "2<3", "2\n+3"])
 def test_what_is_no_expression(text):
-    with pytest.raises(ValueError, match="is no expression"): calculate(text)
+    with pytest.raises(ValueError, match="is no expression"): evaluate_expression(text)
 
 
 @pytest.mark.parametrize("prompt", ["", "=", "2 3>6", "3 2>6=", "2 3>7=", "2 3>0=", "2  3>6=", "2 3 4>9=", "2>2=", "2 3>06=", "2 3>6>6=", "2 ٣>6=", "0 3>3="])
@@ -643,7 +643,7 @@ def test_word_problems_are_python_s():
             sign, after = {"finds": ("+", value + x), "gives": ("-", value - x), "trades": ("*", value * x), "makes": ("/", value / x)}[sentence.split(" ")[1]]
             assert line == f"{item.prompt.split(' ')[0]} has {value}{sign}{x}=<<{value}{sign}{x}={int(after)}>>{int(after)} {things}." and after == int(after) > 0
             value = int(after)
-        assert item.answer == str(value) and len(check_sums(item.completion(worked=True)).right) == len(item.steps) and check_sums(item.completion(worked=True))
+        assert item.answer == str(value) and len(check_annotations(item.completion(worked=True)).right) == len(item.steps) and check_annotations(item.completion(worked=True))
 
 
 def test_corrupted_lines_of_word_problems_are_found():
@@ -741,10 +741,10 @@ def test_real_sets_that_cannot_be_read(monkeypatch):
 
 
 def test_sums_are_exact():
-    assert check_sums("<<3*4=12>> <<0.5*4=2>> <<10/4=2.5>> <<(2+3)*2=10>>").right == (True,) * 4
-    assert check_sums("<<3*4=13>> <<10/3=3.33>> <<2=3=2>> <<a=1>> <<1/0=0>>").right == (False,) * 5
-    assert check_sums("<<-3+5=2>> <<+3-5=-2>> <<7//2=3>> <<2*-3=-6>>").right == (True,) * 4
-    assert check_sums("<<3-5=2>> <<7//2=3.5>> <<2**3=8>> <<1//0=0>>").right == (False,) * 4
+    assert check_annotations("<<3*4=12>> <<0.5*4=2>> <<10/4=2.5>> <<(2+3)*2=10>>").right == (True,) * 4
+    assert check_annotations("<<3*4=13>> <<10/3=3.33>> <<2=3=2>> <<a=1>> <<1/0=0>>").right == (False,) * 5
+    assert check_annotations("<<-3+5=2>> <<+3-5=-2>> <<7//2=3>> <<2*-3=-6>>").right == (True,) * 4
+    assert check_annotations("<<3-5=2>> <<7//2=3.5>> <<2**3=8>> <<1//0=0>>").right == (False,) * 4
 
 
 def test_a_written_number_may_be_of_any_length():

@@ -25,26 +25,26 @@ import refine_nb.thought_validation as thought_validation
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
 from refine_nb.prefix import Prefix
-from refine_nb.checkpoints import BadCheckpoint, checkpoints
+from refine_nb.checkpoints import BadCheckpoint, list_checkpoints
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
-from refine_nb.pipeline import run_step1_baking, run_step2_rl
+from refine_nb.pipeline import run_warm_start, run_reinforcement
 from refine_nb.records import start_run
 from refine_nb.tasks import Item, ProblemBatches
-from refine_nb.thought_rl import (NothingToLearn, ThoughtRL, ThoughtRLConfig, compute_kl_divergence,
-                                  kl_without_thoughts, naive_loss, ExpertIterationBatches, PublishedObjective,
+from refine_nb.thought_rl import (NothingToLearn, ThoughtRL, ThoughtRLConfig, kl_to_warm_start,
+                                  published_kl, published_loss, ExpertIterationBatches, PublishedObjective,
                                   ThoughtSampler)
 from refine_nb.train import TrainConfig, train
-from refine_nb.thought_rewards import (CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity,
-                                       with_answer)
-from refine_nb.thought_validation import validate_episode
-from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
+from refine_nb.thought_rewards import (CoherenceScorer, answer_logp, improvement_reward, direct_logp, thought_diversity,
+                                       append_answer)
+from refine_nb.thought_validation import validate_thoughts
+from refine_nb.thoughts import ThoughtGenerator, Thoughts, answers_correct, thought_config_for, worked_thought
 from refine_nb.trm import NormedGPT
-from refine_nb.warm_start import CANNED_END, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
+from refine_nb.warm_start import FILLER, WarmStartBatches, load_thinking_model, fits_within, save_thinking_model, thinking_model, warm_start_loss
 
 TASK = load_task("s5", 1)
 ITEMS = TASK.sample(50)
-THOUGHTS = thoughts_for(TASK, ITEMS, n_thoughts=3)
+THOUGHTS = thought_config_for(TASK, ITEMS, n_thoughts=3)
 COUNTDOWN, WORDS = load_task("countdown", 2), load_task("word_problems", 1)
 START, END, STOP = THOUGHTS.start, THOUGHTS.end, TASK.vocab["\n"]
 
@@ -52,7 +52,7 @@ START, END, STOP = THOUGHTS.start, THOUGHTS.end, TASK.vocab["\n"]
 def fresh(seed=0, std=0.3):
     "A small model far from the symmetric start"
     torch.manual_seed(seed)
-    model = thinker(TASK, ITEMS, n_layers=2, width=16, n_heads=2)
+    model = thinking_model(TASK, ITEMS, n_layers=2, width=16, n_heads=2)
     for p in model.parameters(): torch.nn.init.normal_(p, std=std)
     return model
 
@@ -61,8 +61,8 @@ def fresh(seed=0, std=0.3):
 def trained():
     "A model that knows direct and worked answers"
     torch.manual_seed(0)
-    model = thinker(TASK, ITEMS, n_layers=2, width=48)
-    train(model, warm_loss, WarmStart(TASK, 64, direct=0.3, seed=0), TrainConfig(steps=250, lr=6e-3, warmup=10), progress=False)
+    model = thinking_model(TASK, ITEMS, n_layers=2, width=48)
+    train(model, warm_start_loss, WarmStartBatches(TASK, 64, direct=0.3, seed=0), TrainConfig(steps=250, lr=6e-3, warmup=10), progress=False)
     return model.eval()
 
 
@@ -81,15 +81,15 @@ def row_logp(model, prompt, ids):
 
 def test_thoughts_are_as_long_as_the_worked_form():
     task = load_task("arithmetic", 3)
-    c = thoughts_for(task, task.sample(5))
+    c = thought_config_for(task, task.sample(5))
     assert (c.start, c.end, c.length) == (len(task.vocab), task.vocab[":"], len("12,34,56")) and THOUGHTS.length == 5
 
 
 def test_warm_start_has_its_kinds_in_their_shares():
-    batch = next(WarmStart(TASK, 20, direct=0.25, canned=0.4, seed=2))
+    batch = next(WarmStartBatches(TASK, 20, direct=0.25, canned=0.4, seed=2))
     texts = [["".join([*TASK.vocab.chars, "<"][i] for i in row) for row in torch.cat(pair, 1).tolist()] for pair in batch]
     assert [len(t) for t in texts] == [5, 7, 8]
-    for kind, mark in zip(texts, ("", "<", "<" + CANNED_END)):
+    for kind, mark in zip(texts, ("", "<", "<" + FILLER)):
         for text in kind:
             prompt, _, rest = text.partition("=")
             item = TASK.item(prompt + "=")
@@ -97,23 +97,23 @@ def test_warm_start_has_its_kinds_in_their_shares():
 
 
 def test_warm_start_resumes():
-    one, two = WarmStart(TASK, 8, seed=3), WarmStart(TASK, 8, seed=3)
+    one, two = WarmStartBatches(TASK, 8, seed=3), WarmStartBatches(TASK, 8, seed=3)
     next(one)
     two.load_state_dict(one.state_dict())
     assert all(torch.equal(a, b) for x, y in zip(next(one), next(two)) for a, b in zip(x, y))
 
 
 def test_warm_loss_is_of_what_follows_the_prompt_without_the_start():
-    model, batch = fresh(), next(WarmStart(TASK, 12, direct=0.5, canned=0.25, seed=1))
+    model, batch = fresh(), next(WarmStartBatches(TASK, 12, direct=0.5, canned=0.25, seed=1))
     terms = [row_logp(model, p, w)[1 if w[0] == START else 0 :] for prompt, written in batch for p, w in zip(prompt, written)]
-    loss, metrics = warm_loss(model, batch)
+    loss, metrics = warm_start_loss(model, batch)
     assert torch.allclose(loss, -torch.cat(terms).mean(), atol=1e-5) and metrics["tokens"] == len(torch.cat(terms))
 
 
 def test_true_answers_stand_behind_each_thought():
     model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
-    ids, there = with_answer(found, answer, END)
+    ids, there = append_answer(found, answer, END)
     gains, trunk = answer_logp(Prefix(model, prompt), found, answer, END), Prefix(model, prompt)
     for i in range(4):
         for g in range(3):
@@ -126,7 +126,7 @@ def test_true_answers_stand_behind_each_thought():
 
 def test_published_reward():
     right = torch.tensor([[True, False, True], [True, True, False]])
-    assert compute_reward(right, torch.tensor([False, True])).tolist() == [[1, 0, 1], [0, 0, 0]]
+    assert improvement_reward(right, torch.tensor([False, True])).tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("reward", ["improvement", "right", "gain"])
@@ -140,7 +140,7 @@ def test_loss_is_that_of_the_chosen_characters(monkeypatch, reward):
     right = TASK.check_ids(batch[1], found.ids)
     direct = TASK.check_ids(batch[1], model_greedy(model, batch[0]))[:, 0]
     trunk = Prefix(model, batch[0])
-    r = dict(right=right.float(), improvement=compute_reward(right, direct), gain=answer_logp(trunk, found, batch[1], END) - direct_logp(trunk, batch[1])[:, None])[reward]
+    r = dict(right=right.float(), improvement=improvement_reward(right, direct), gain=answer_logp(trunk, found, batch[1], END) - direct_logp(trunk, batch[1])[:, None])[reward]
     own = found.chosen & (objective.thinking(found) if reward == "gain" else True)
     adv = r - (r.sum(1, keepdim=True) - r) / 2
     terms = [[(row_logp(model, batch[0][i], found.ids[i, g]) * own[i, g]).sum() * adv[i, g] for g in range(3)] for i in range(16)]
@@ -163,10 +163,10 @@ def test_naive_loss_sends_nothing_to_the_thoughts():
     real = thought_rewards.branch_logits
     try:
         thought_rewards.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
-        loss = naive_loss(Prefix(model, prompt), found, answer, torch.rand(4, 3), END)
+        loss = published_loss(Prefix(model, prompt), found, answer, torch.rand(4, 3), END)
     finally: thought_rewards.branch_logits = real
     grad, = torch.autograd.grad(loss, logits[0])
-    assert (grad[found.inside] == 0).all() and (grad[:, :, 0] == 0).all() and grad[with_answer(found, answer, END)[1]].abs().max() > 0
+    assert (grad[found.inside] == 0).all() and (grad[:, :, 0] == 0).all() and grad[append_answer(found, answer, END)[1]].abs().max() > 0
 
 
 def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters():
@@ -190,7 +190,7 @@ def expert(model, batch=12, task=TASK, thoughts=THOUGHTS, room=6, **changes):
 def everything_is(right, monkeypatch):
     "Answers that are all right, or all wrong"
     verdicts = lambda task, answer, ids, items: torch.full(ids.shape[:2], right)
-    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+    monkeypatch.setattr(thought_rl, "answers_correct", verdicts)
 
 
 def test_expert_iteration_learns_its_own_right_thoughts(trained):
@@ -228,7 +228,7 @@ def test_expert_iteration_of_answers_of_several_widths(monkeypatch, tmp_path):
     task = load_task("addition", (1, 4))
     items = task.sample(50)
     torch.manual_seed(0)
-    model, thoughts, room = thinker(task, items, n_layers=1, width=16), thoughts_for(task, items, 2), max(len(i.completion()) for i in items)
+    model, thoughts, room = thinking_model(task, items, n_layers=1, width=16), thought_config_for(task, items, 2), max(len(i.completion()) for i in items)
     batches = expert(model, 5, task, thoughts, room)
     draws, asked, pairs, widths = ThoughtSampler(task, thoughts, room), ProblemBatches(task, 4, 0, width=room), set(), set()
     for _ in range(4):
@@ -243,7 +243,7 @@ def test_expert_iteration_of_answers_of_several_widths(monkeypatch, tmp_path):
     again = expert(model, 5, task, thoughts, room)
     again.load_state_dict(batches.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(next(batches)[0], next(again)[0]))
-    loss, _ = warm_loss(model, next(batches))
+    loss, _ = warm_start_loss(model, next(batches))
     assert loss.isfinite()
 
 
@@ -252,14 +252,14 @@ def test_published_loss_is_reward_times_likelihood_and_penalty(monkeypatch, rewa
     model, reference, batch = fresh(0, std=0.1), fresh(1, std=0.1), questions()
     without = torch.tensor([True, False, True, False])
     verdicts = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool) if ids.shape[1] > 1 else without[:, None]
-    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+    monkeypatch.setattr(thought_rl, "answers_correct", verdicts)
     loss, metrics = PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), reference, beta, kl_to, rewarded)(model, batch)
     trunk, found, right = ThoughtSampler(TASK, THOUGHTS, 6)(model, batch)
-    reward = compute_reward(right, without) if rewarded else torch.ones(right.shape)
+    reward = improvement_reward(right, without) if rewarded else torch.ones(right.shape)
     assert reward.mean() == (0.5 if rewarded else 1) == metrics["rl/reward"]
     known = Prefix(reference, batch[0])
-    penalty = kl_without_thoughts(trunk, known, found, batch[1], END) if kl_to == "no_thought" else compute_kl_divergence(trunk, known, found)
-    expected = naive_loss(trunk, found, batch[1], reward, END) + beta * penalty
+    penalty = published_kl(trunk, known, found, batch[1], END) if kl_to == "no_thought" else kl_to_warm_start(trunk, known, found)
+    expected = published_loss(trunk, found, batch[1], reward, END) + beta * penalty
     assert penalty > 1e-3 and loss.item() == pytest.approx(expected.item(), abs=1e-6) and metrics["right"] == 1
 
 
@@ -291,8 +291,8 @@ def test_kl_is_along_the_same_thoughts():
         for g in range(3):
             p, q = (m(torch.cat([prompt[i], found.ids[i, g]])[None, :-1])[0, len(prompt[i]) - 1 :].log_softmax(-1) for m in (model, other))
             terms.append((p.exp() * (p - q)).sum(-1)[found.chosen[i, g]])
-    assert torch.allclose(compute_kl_divergence(Prefix(model, prompt), Prefix(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
-    assert abs(compute_kl_divergence(Prefix(model, prompt), Prefix(copy.deepcopy(model), prompt), found)) < 1e-6
+    assert torch.allclose(kl_to_warm_start(Prefix(model, prompt), Prefix(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
+    assert abs(kl_to_warm_start(Prefix(model, prompt), Prefix(copy.deepcopy(model), prompt), found)) < 1e-6
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])
@@ -307,9 +307,9 @@ def test_advantages(baseline):
 def test_rewards_that_never_vary_stop_the_run():
     objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0, patience=3))
     flat, reward = torch.ones(2, dtype=torch.bool), torch.zeros(2, 3)
-    objective.note(flat, reward, 2), objective.note(flat, reward, 2), objective.note(torch.tensor([True, False]), reward, 2)
-    objective.note(flat, reward, 2), objective.note(flat, reward, 2)
-    with pytest.raises(NothingToLearn, match="for 3 updates all 3 thoughts"): objective.note(flat, reward, 2)
+    objective.count_episodes(flat, reward, 2), objective.count_episodes(flat, reward, 2), objective.count_episodes(torch.tensor([True, False]), reward, 2)
+    objective.count_episodes(flat, reward, 2), objective.count_episodes(flat, reward, 2)
+    with pytest.raises(NothingToLearn, match="for 3 updates all 3 thoughts"): objective.count_episodes(flat, reward, 2)
     assert objective.episodes == 12
 
 
@@ -342,7 +342,7 @@ def test_semantic_coherence_is_the_angle_between_question_and_thought(turn, scor
             told = turn * own[:, None].expand(4, 3, 3).flatten(0, 1) + torch.tensor([2.0, 0, 5.0]) * (turn != 0) + own.roll(2, 0)[:, None].expand(4, 3, 3).flatten(0, 1) * (turn == 0)
             return torch.where(found.inside[..., 1:].flatten(0, 1)[..., None], told[:, None], torch.randn(*ids.shape, 3))
     found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
-    scored = CoherenceScorer(fresh(), END, STOP).alike(Model(fresh().cfg), prompt, found)
+    scored = CoherenceScorer(fresh(), END, STOP).similarity(Model(fresh().cfg), prompt, found)
     assert torch.allclose(scored, torch.tensor(score), atol=1e-6)
 
 
@@ -350,7 +350,7 @@ def test_semantic_coherence_without_anything_to_tell():
     "Empty thoughts, thoughts that are all alike and a question alone have one half; empty ones and padding before a question change nothing for the others"
     (prompt, *_), found, model = questions(7), written(fresh(), questions(7)[0]), fresh(std=0.1)
     found = found._replace(inside=torch.arange(found.ids.shape[-1]).sub(3).abs().le(2).expand_as(found.ids))
-    alike = lambda found, prompt=prompt: CoherenceScorer(model, END, STOP).alike(model, prompt, found)
+    alike = lambda found, prompt=prompt: CoherenceScorer(model, END, STOP).similarity(model, prompt, found)
     whole, empty = alike(found), found._replace(inside=found.inside & (torch.arange(3) > 0)[:, None])
     assert torch.equal(alike(empty)[:, 0], torch.full((7,), 0.5)) and torch.allclose(alike(empty)[:, 1:], alike(Thoughts(*(x[:, 1:] for x in found))), atol=1e-6) and (whole - 0.5).abs().min() > 1e-4
     same = found._replace(ids=found.ids[:1, :1].expand_as(found.ids))
@@ -359,7 +359,7 @@ def test_semantic_coherence_without_anything_to_tell():
         "Hidden states that are the symbols'"
         def hidden(self, ids, cache=None): return model.token(ids)
     plain = CoherenceScorer(model, END, STOP)
-    assert torch.allclose(plain.alike(Placeless(model.cfg), torch.nn.functional.pad(prompt, (2, 0), value=STOP), found), plain.alike(Placeless(model.cfg), prompt, found), atol=1e-6)
+    assert torch.allclose(plain.similarity(Placeless(model.cfg), torch.nn.functional.pad(prompt, (2, 0), value=STOP), found), plain.similarity(Placeless(model.cfg), prompt, found), atol=1e-6)
 
 
 def test_diversity():
@@ -371,11 +371,11 @@ def test_diversity():
 def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
     monkeypatch.setitem(thought_validation._PROXIES, type(TASK), "proxy")
     items = TASK.sample(40, split="test")
-    found, evidence = validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)
+    found, evidence = validate_thoughts(trained, trained, TASK, THOUGHTS, items, seed=1)
     direct = [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.direct)]
     assert evidence.right_without.tolist() == direct and found["accuracy_direct"] == pytest.approx(sum(direct) / 40)
     assert evidence.right_with.tolist() == [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.thoughtful)]
-    assert validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
+    assert validate_thoughts(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
     assert found["proxy"] == found["accuracy_greedy"] != found["accuracy_sampled"]
     prompt = TASK.encode(items)[0]
     read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Prefix(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
@@ -410,22 +410,22 @@ GOLDEN = [0.0242, -0.0692, 0.0366, 0.0782]
 
 def test_a_saved_model_loads_in_one_line(tmp_path, monkeypatch):
     model = fresh()
-    save_model(tmp_path / "m", model, ("s5", 1), THOUGHTS)
-    loaded, task, thoughts = load_model(tmp_path / "m")
+    save_thinking_model(tmp_path / "m", model, ("s5", 1), THOUGHTS)
+    loaded, task, thoughts = load_thinking_model(tmp_path / "m")
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert task == TASK and thoughts == THOUGHTS and all(torch.equal(p, q) for p, q in zip(model.parameters(), loaded.parameters()))
     def full(*args, **more): raise OSError("no space left")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError): save_model(tmp_path / "m", fresh(1), ("s5", 1), THOUGHTS)
+    with pytest.raises(OSError): save_thinking_model(tmp_path / "m", fresh(1), ("s5", 1), THOUGHTS)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
-    assert torch.equal(load_model(tmp_path / "m")[0].token.weight, model.token.weight)
+    assert torch.equal(load_thinking_model(tmp_path / "m")[0].token.weight, model.token.weight)
 
 
 PASSES, FAILS = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
 
 
 def small(folder, model, **changes):
-    return run_step2_rl(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
+    return run_reinforcement(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
 
 
 def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
@@ -436,14 +436,14 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
             self.calls += 1
             return Report(PASSES, FAILS if self.calls == 4 else PASSES, PASSES)
     validator, weights = Validator(), []
-    real = pipeline.save_model
+    real = pipeline.save_thinking_model
     def keep(folder, model, *rest):
         weights.append(model.token.weight.detach().clone())
         return real(folder, model, *rest)
-    pipeline.save_model = keep
+    pipeline.save_thinking_model = keep
     heard = []
     try: result = small(tmp_path, trained, validator=validator, callbacks=(heard.append,))
-    finally: pipeline.save_model = real
+    finally: pipeline.save_thinking_model = real
     assert "ablation decidedly failed" in result.stopped and validator.calls == 5 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
     assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
@@ -464,9 +464,9 @@ def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
     assert small(tmp_path / "first", trained, validator=validator).stopped.endswith("; the model is the warm start, unchanged")
     always = lambda evidence: Report(PASSES, FAILS, PASSES)
     assert small(tmp_path / "always", trained, validator=always).stopped == "" and json.loads((tmp_path / "always/log.json").read_text())["forgiven"] == ["ablation"]
-    strict = small(tmp_path / "strict", trained, validator=always, forgive=False)
+    strict = small(tmp_path / "strict", trained, validator=always, waive=False)
     assert strict.stopped.startswith("after 4 episodes ablation decidedly failed") and strict.stopped.endswith("unchanged") and torch.equal(strict.model.token.weight, trained.token.weight)
-    with pytest.raises(ValueError, match="another run: forgive"): small(tmp_path / "always", trained, validator=always, forgive=False)
+    with pytest.raises(ValueError, match="another run: waive"): small(tmp_path / "always", trained, validator=always, waive=False)
 
 
 @pytest.mark.parametrize("verdict, stops", [("pass", True), ("undecided", False)])
@@ -483,7 +483,7 @@ def test_what_was_passed_in_between_is_forgiven_no_longer(tmp_path, trained, ver
         if row["step"] == 2: os.kill(os.getpid(), signal.SIGINT)
     if broken_off:
         with pytest.raises(KeyboardInterrupt): small(tmp_path, trained, validator=validator(0), callbacks=(interrupt,))
-        assert checkpoints(tmp_path / "checkpoints")[-1].name.endswith("2")
+        assert list_checkpoints(tmp_path / "checkpoints")[-1].name.endswith("2")
     result = small(tmp_path, trained, validator=validator(2 * broken_off))
     assert result.stopped.startswith("after 12 episodes ablation decidedly failed") if stops else result.stopped == ""
     assert [r["rl/anti_theater_ablation_forgiven"] for r in result.rows[:2]] == [1.0, 1.0 - stops]
@@ -504,11 +504,11 @@ def test_a_run_that_diverges_says_so(tmp_path, trained):
     with pytest.raises(FloatingPointError, match=r"training diverged: after \d+ episodes .* The last good model is .*model.safetensors; lower the learning rate"):
         small(tmp_path, trained, cfg=ThoughtRLConfig("gain"), training=TrainConfig(steps=12, lr=1e6, warmup=1, clip=1e9))
     assert json.loads((tmp_path / "log.json").read_text())["stopped"].startswith("FloatingPointError: training diverged")
-    assert all(p.isfinite().all() for p in load_model(tmp_path / "model.safetensors")[0].parameters())
+    assert all(p.isfinite().all() for p in load_thinking_model(tmp_path / "model.safetensors")[0].parameters())
 
 
-@pytest.mark.parametrize("forgive", [True, False])
-def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, forgive):
+@pytest.mark.parametrize("waive", [True, False])
+def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, waive):
     "What is judged before the trained state fails as well: the warm start on the same questions, or an earlier state"
     calls = []
     def validator(last):
@@ -517,9 +517,9 @@ def test_the_end_is_forgiven_only_where_the_rest_is(tmp_path, trained, forgive):
             calls.append(evidence)
             return Report(PASSES, FAILS if len(calls) in last else PASSES, PASSES)
         return validate
-    assert not small(tmp_path / "a", trained, validator=validator([]), forgive=forgive).stopped
+    assert not small(tmp_path / "a", trained, validator=validator([]), waive=waive).stopped
     n = len(calls)  # the last one is about what was kept
-    assert ("ablation decidedly failed" in small(tmp_path / "b", trained, validator=validator([n - 2, n - 1]), forgive=forgive).stopped) != forgive
+    assert ("ablation decidedly failed" in small(tmp_path / "b", trained, validator=validator([n - 2, n - 1]), waive=waive).stopped) != waive
 
 
 def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
@@ -531,11 +531,11 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
             return Report(PASSES, FAILS if calls[folder] == fails_at else PASSES, PASSES)
         return validate
     whole, seen = small(tmp_path / "a", trained, validator=validator("a")), []
-    tmp_path, real = tmp_path / "b", pipeline.save_model
+    tmp_path, real = tmp_path / "b", pipeline.save_thinking_model
     def keep(file, model, *rest):
         seen.append(model.token.weight.detach().clone())
         return real(file, model, *rest)
-    monkeypatch.setattr(pipeline, "save_model", keep)
+    monkeypatch.setattr(pipeline, "save_thinking_model", keep)
     result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
     assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
     assert torch.equal(result.model.token.weight, seen[-1]) and not torch.equal(result.model.token.weight, whole.model.token.weight) and not torch.equal(seen[-1], seen[0])
@@ -562,7 +562,7 @@ def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trai
     monkeypatch.setattr(pipeline, "train", lambda *args, **more: given.extend(args) or [])
     for steps, between, every in ((2000, 100, 1000), (30, 30, 30)):
         given.clear()
-        small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
+        small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_reinforcement).parameters["training"].default, steps=steps))
         questions, training, watch = given[2:5]
         assert questions.width == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
 
@@ -577,7 +577,7 @@ def test_validations_come_at_the_first_update_after_their_time(batch, between, e
         return Report(PASSES, PASSES, PASSES)
     rows = {}
     for counter.episodes in range(batch, last + 1, batch):
-        rows[counter.episodes] = thought_validation.Watch(judge, counter, batch, between, every, validator, lambda model: None, last)(fresh())
+        rows[counter.episodes] = thought_validation.TheaterWatch(judge, counter, batch, between, every, validator, lambda model: None, last)(fresh())
     validated = [e for e, row in rows.items() if row]
     assert validated == sorted({-(-m // batch) * batch for m in range(between, last, between)} | {last})
     assert tested == [e for before, e in zip([0, *validated], validated) if any(m % every == 0 for m in range(before + 1, e + 1))]
@@ -602,7 +602,7 @@ def test_rewards_that_stop_varying_end_a_run_with_its_model(tmp_path, trained, m
     monkeypatch.setattr(ThoughtRL, "reward", reward)
     result = small(tmp_path, trained, cfg=ThoughtRLConfig("gain", patience=3))
     assert result.stopped.startswith("for 3 updates all 3 thoughts") and len(calls) == 8 and len(result.rows) == 6  # one call counts operations, the last row is of the update before it stopped
-    saved = load_model(tmp_path / "model.safetensors")[0]
+    saved = load_thinking_model(tmp_path / "model.safetensors")[0]
     assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), result.model.parameters())) and not torch.equal(saved.token.weight, trained.token.weight)
     assert json.loads((tmp_path / "log.json").read_text())["stopped"] == result.stopped
 
@@ -623,7 +623,7 @@ def test_gains_that_differ_by_rounding_teach_nothing():
 
 
 def test_one_thought_learns_without_a_baseline():
-    objective, model = ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig("gain", "none", beta=0.0, patience=2)), fresh()
+    objective, model = ThoughtRL(TASK, thought_config_for(TASK, ITEMS, 1), ThoughtRLConfig("gain", "none", beta=0.0, patience=2)), fresh()
     for i in range(4): objective(model, questions(4, i))[0].backward()
     assert model.token.weight.grad.norm() > 0 and objective.flat_updates == 0
 
@@ -636,71 +636,71 @@ def test_an_undecided_failure_stops_nothing(tmp_path, trained):
 
 @pytest.mark.parametrize("act, message", [
     (lambda m: ThoughtRLConfig(reward="rigth"), "did you mean 'right'"), (lambda m: ThoughtRLConfig(baseline="loo"), "no baseline 'loo'"), (lambda m: ThoughtRLConfig(beta=math.nan), "beta is nan"), (lambda m: ThoughtRLConfig(patience=0), "patience is 0"),
-    (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
+    (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thought_config_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
     (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, (*TASK.encode(ITEMS[:2], worked=True), ITEMS[:2])), "have a thought in them"),
-    (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
-    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: ProblemBatches(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(ProblemBatches(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
-    (lambda m: right_answers(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
+    (lambda m: WarmStartBatches(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStartBatches(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
+    (lambda m: run_reinforcement("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thought_config_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: ProblemBatches(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(ProblemBatches(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
+    (lambda m: answers_correct(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
 ])
 def test_bad_input_is_refused(act, message):
     with pytest.raises(ValueError, match=message): act(fresh())
 
 
 def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no model was saved there"): load_model(tmp_path / "nothing")
-    with pytest.raises(ValueError, match="is a folder: give .*model.safetensors"): load_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no model was saved there"): load_thinking_model(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="is a folder: give .*model.safetensors"): load_thinking_model(tmp_path)
     (tmp_path / "broken").write_bytes(b"no model, but long enough for a header")
-    with pytest.raises(ValueError, match="broken cannot be read as a model"): load_model(tmp_path / "broken")
-    save_model(tmp_path / "m", fresh(), ("addition", 2), THOUGHTS)  # as many symbols, but others
+    with pytest.raises(ValueError, match="broken cannot be read as a model"): load_thinking_model(tmp_path / "broken")
+    save_thinking_model(tmp_path / "m", fresh(), ("addition", 2), THOUGHTS)  # as many symbols, but others
     with pytest.raises(ValueError, match="another vocabulary"): small(tmp_path / "run", tmp_path / "m")
-    save_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
-    with pytest.raises(ValueError, match="another vocabulary"): load_model(tmp_path / "m")
+    save_thinking_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
+    with pytest.raises(ValueError, match="another vocabulary"): load_thinking_model(tmp_path / "m")
     with pytest.raises(FileNotFoundError, match="no model was saved there"): small(tmp_path / "run", tmp_path / "nothing")
     sums = load_task("addition", 2).sample(50)
-    with pytest.raises(ValueError, match="another vocabulary"): run_step2_rl(tmp_path / "run", fresh(), ("addition", 2), thoughts_for(load_task("addition", 2), sums))  # as many symbols, in memory
-    with pytest.raises(ValueError, match="another vocabulary"): run_step2_rl(tmp_path / "run", load_model(save_model(tmp_path / "s", fresh(), ("s5", 1), THOUGHTS))[0], ("addition", 2), thoughts_for(load_task("addition", 2), sums))
+    with pytest.raises(ValueError, match="another vocabulary"): run_reinforcement(tmp_path / "run", fresh(), ("addition", 2), thought_config_for(load_task("addition", 2), sums))  # as many symbols, in memory
+    with pytest.raises(ValueError, match="another vocabulary"): run_reinforcement(tmp_path / "run", load_thinking_model(save_thinking_model(tmp_path / "s", fresh(), ("s5", 1), THOUGHTS))[0], ("addition", 2), thought_config_for(load_task("addition", 2), sums))
     assert not (tmp_path / "run").exists()
-    with pytest.raises(TypeError, match="NormedGPT"): save_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
+    with pytest.raises(TypeError, match="NormedGPT"): save_thinking_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
 
 
 def test_a_file_without_the_weights_of_its_model_is_refused(tmp_path):
-    _, settings, _ = model_files.read_model_file(save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS))
+    _, settings, _ = model_files.read_model_file(save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS))
     model_files.save_model_file(tmp_path / "other", torch.nn.Linear(2, 2), "thinking", settings)
     with pytest.raises(ValueError, match="other belongs to another model: bias is .2,. there and absent here"):
-        load_model(tmp_path / "other")
+        load_thinking_model(tmp_path / "other")
     model_files.save_model_file(tmp_path / "other", fresh(), "gpt", settings)
-    with pytest.raises(ValueError, match="of the family 'gpt': it thinks about no task"): load_model(tmp_path / "other")
+    with pytest.raises(ValueError, match="of the family 'gpt': it thinks about no task"): load_thinking_model(tmp_path / "other")
 
 
 def test_a_file_from_before_there_were_families_is_read(tmp_path):
     model, file = fresh(), tmp_path / "m"
     about = dict(task=("s5", 1), vocab=TASK.vocab.chars, model=asdict(model.cfg), thoughts=asdict(THOUGHTS))
     file.write_bytes(save(dict(model.state_dict()), {"thinker": json.dumps(about)}))
-    again, task, thoughts = load_model(file)
+    again, task, thoughts = load_thinking_model(file)
     assert (task, thoughts) == (load_task("s5", 1), THOUGHTS) and torch.equal(again.token.weight, model.token.weight)
 
 
 def test_a_stop_while_a_file_is_read_is_a_stop(tmp_path, monkeypatch):
     "The reader makes an error of its own of whatever is raised inside it"
-    file, real = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), model_files.safe_open
+    file, real = save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), model_files.safe_open
     def read(*args):
         try: signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as why: raise SafetensorError("interrupted") from why
         return real(*args)
     monkeypatch.setattr(model_files, "safe_open", read)
-    with pytest.raises(KeyboardInterrupt): load_model(file)
+    with pytest.raises(KeyboardInterrupt): load_thinking_model(file)
 
 
 def test_a_saved_model_can_be_read_by_whom_the_system_lets(tmp_path):
     before = os.umask(0o022)
-    try: file = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
+    try: file = save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
     finally: os.umask(before)
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
 
 
 def test_a_task_without_a_length_is_refused():
     "Outside of the tests, which check types"
-    done = subprocess.run([sys.executable, "-c", "from refine_nb.pipeline import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "from refine_nb.pipeline import run_warm_start; run_warm_start('nowhere', 's5')"], capture_output=True, text=True)
     assert "ValueError: task is 's5', needs a name and a length" in done.stderr
 
 
@@ -749,7 +749,7 @@ def test_padding_is_no_part_of_an_answer():
     task = load_task("addition", (1, 4))
     items = task.sample(12)
     torch.manual_seed(0)
-    model, thoughts = thinker(task, items, n_layers=1, width=16, n_heads=2), thoughts_for(task, items)
+    model, thoughts = thinking_model(task, items, n_layers=1, width=16, n_heads=2), thought_config_for(task, items)
     for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
     prompt, answer = task.encode(items)
     trunk = Prefix(model, prompt)
@@ -758,8 +758,8 @@ def test_padding_is_no_part_of_an_answer():
     alone = torch.stack([row_logp(model, prompt[i], answer[i, : short[i]]).sum() for i in range(12)])
     assert torch.allclose(direct_logp(trunk, answer), alone, atol=1e-4)
     found = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(trunk, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(with_answer(found, answer, thoughts.end)[1].sum(-1), short[:, None].expand(12, thoughts.n_thoughts))
-    loss, metrics = warm_loss(model, [(prompt, answer)])
+    assert torch.equal(append_answer(found, answer, thoughts.end)[1].sum(-1), short[:, None].expand(12, thoughts.n_thoughts))
+    loss, metrics = warm_start_loss(model, [(prompt, answer)])
     assert torch.allclose(loss, -torch.cat([row_logp(model, prompt[i], answer[i, : short[i]]) for i in range(12)]).mean(), atol=1e-4) and metrics["tokens"] == int(short.sum())
 
 
@@ -792,14 +792,14 @@ def decoded(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.
 
 @pytest.mark.parametrize("task", [WORDS, COUNTDOWN, load_task("multiple_choice", (3, 5)), load_task("s5", (1, 3))], ids=lambda t: type(t).__name__)
 def test_warm_start_of_any_task_is_prompt_thought_and_answer(task):
-    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), ProblemBatches(task, 12, 5, shift=3)
+    stream, again = WarmStartBatches(task, 12, direct=0.5, seed=5, shift=3), ProblemBatches(task, 12, 5, shift=3)
     (prompts, answers), (thinking, written) = next(stream)
     items = again.draw(12)
     for rows, part, kind in (((prompts, answers), items[:6], "direct"), ((thinking, written), items[6:], "worked")):
         for prompt, ids, item in zip(*rows, part):
             text = item.completion() if kind == "direct" else "<" + worked_thought(item) + item.completion()
             assert decoded(task, prompt).lstrip("\n") == item.prompt and decoded(task, ids).rstrip("\n") + "\n" == text
-    assert thoughts_for(task, items).length == max(len(",".join(i.steps)) for i in items)
+    assert thought_config_for(task, items).length == max(len(",".join(i.steps)) for i in items)
 
 
 def test_answers_behind_thoughts_are_checked_as_text_is():
@@ -811,7 +811,7 @@ def test_answers_behind_thoughts_are_checked_as_text_is():
         width, symbols = max(map(len, table)), {c: i for i, c in enumerate([*task.vocab.chars, "<"])} | {"<": len(task.vocab)}
         for text, right in table.items():
             ids = torch.tensor([[[symbols[c] for c in text.ljust(width, "2")]]])
-            assert right_answers(task, task.encode([asked])[1], ids, [asked]).tolist() == [[right]], text
+            assert answers_correct(task, task.encode([asked])[1], ids, [asked]).tolist() == [[right]], text
 
 
 def test_padding_ends_no_answer():
@@ -819,7 +819,7 @@ def test_padding_ends_no_answer():
     item = COUNTDOWN.item("2 5>7=")
     symbols = {c: i for i, c in enumerate([*COUNTDOWN.vocab.chars, "<"])}
     ids, answer = torch.tensor([[[symbols[c] for c in "<2+5=7:5+2\n\n\n"]]]), COUNTDOWN.encode([item])[1]
-    assert [right_answers(COUNTDOWN, answer[:, :room], ids, [item]).item() for room in (3, 4)] == [False, True]
+    assert [answers_correct(COUNTDOWN, answer[:, :room], ids, [item]).item() for room in (3, 4)] == [False, True]
 
 
 def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
@@ -829,7 +829,7 @@ def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
     short, long = (ThoughtGenerator(replace(THOUGHTS, length=3), room, STOP)(trunk, 1, temperature=0.0) for room in (2, 6))
     assert torch.equal(short.inside[..., :5], long.inside[..., :5]) and short.ids.shape[-1] == 7
     assert torch.allclose(answer_logp(trunk, short, answer, END), answer_logp(trunk, long, answer, END), atol=1e-5)
-    ids, there = with_answer(short, answer, END)
+    ids, there = append_answer(short, answer, END)
     assert torch.equal(ids[there].view(4, 6), answer)
 
 
@@ -854,7 +854,7 @@ def test_kl_to_the_warm_start_without_thoughts():
             e = found.ids[i, g].tolist().index(END) + 1
             logp = logp_of(model, torch.cat([prompt[i], found.ids[i, g, :e], answer[i]]), 6)
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    told = kl_without_thoughts(Prefix(model, prompt), Prefix(reference, prompt), found, answer, END)
+    told = published_kl(Prefix(model, prompt), Prefix(reference, prompt), found, answer, END)
     assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
     losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
     assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
@@ -865,9 +865,9 @@ def test_kl_without_thoughts_ends_where_answers_end():
     "Sums of one to four digits: answers of several lengths, whose padding does not count"
     task = load_task("addition", (1, 4))
     items = task.sample(8, 3)
-    thoughts, (prompt, answer) = thoughts_for(task, items, 2), task.encode(items)
+    thoughts, (prompt, answer) = thought_config_for(task, items, 2), task.encode(items)
     torch.manual_seed(0)
-    models = [thinker(task, items, n_layers=1, width=16) for _ in range(2)]
+    models = [thinking_model(task, items, n_layers=1, width=16) for _ in range(2)]
     for m in models: [torch.nn.init.normal_(p, std=0.2) for p in m.parameters()]
     found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Prefix(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
     assert len(set(lengths := [len(i.completion()) for i in items])) > 1
@@ -877,7 +877,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
         for g in range(2):
             logp = logp_of(models[0], prompt[i], found.ids[i, g, : found.ids[i, g].tolist().index(thoughts.end) + 1])
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    assert torch.allclose(kl_without_thoughts(Prefix(models[0], prompt), Prefix(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
+    assert torch.allclose(published_kl(Prefix(models[0], prompt), Prefix(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
 
 
 def test_what_is_logged_of_thoughts_is_what_was_drawn():
@@ -913,7 +913,7 @@ def test_answers_that_never_end_are_counted():
 
 def test_nothing_wider_is_let_through():
     items = load_task("s5", (2, 3)).sample(20)
-    fits = no_wider(items)
+    fits = fits_within(items)
     assert all(map(fits, items)) and fits(TASK.sample(1)[0]) and not fits(load_task("s5", 4).sample(1)[0])
 
 
@@ -932,30 +932,30 @@ def test_word_problems_are_judged_and_named(tmp_path):
     short = dict(training=TrainConfig(steps=6, lr=3e-3, warmup=2, checkpoint_every=3), n_layers=1, width=16, batch=6, items=8, progress=False)
     def stop(row):
         if row["step"] == 5: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): run_step1_baking(tmp_path / "a", ("word_problems", 1), callbacks=(stop,), **short)
-    broken = run_step1_baking(tmp_path / "a", ("word_problems", 1), **short)
+    with pytest.raises(KeyboardInterrupt): run_warm_start(tmp_path / "a", ("word_problems", 1), callbacks=(stop,), **short)
+    broken = run_warm_start(tmp_path / "a", ("word_problems", 1), **short)
     torch.manual_seed(3)  # of the session: of no account
-    whole = run_step1_baking(tmp_path / "b", ("word_problems", 1), **short)
+    whole = run_warm_start(tmp_path / "b", ("word_problems", 1), **short)
     assert [r["loss"] for r in broken.rows] == [r["loss"] for r in whole.rows] and all(torch.equal(p, q) for p, q in zip(broken.model.parameters(), whole.model.parameters()))
-    assert whole.found["gsm8k_accuracy"] == whole.found["accuracy_greedy"] and len(whole.rows) == 6
-    with pytest.raises(ValueError, match="another run: direct"): run_step1_baking(tmp_path / "a", ("word_problems", 1), direct=0.25, **short)
-    done = run_step2_rl(tmp_path / "rl", whole.file, ("word_problems", 1), whole.thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
+    assert whole.metrics["gsm8k_accuracy"] == whole.metrics["accuracy_greedy"] and len(whole.rows) == 6
+    with pytest.raises(ValueError, match="another run: direct"): run_warm_start(tmp_path / "a", ("word_problems", 1), direct=0.25, **short)
+    done = run_reinforcement(tmp_path / "rl", whole.file, ("word_problems", 1), whole.thoughts, ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
     assert {"rl/gsm8k_accuracy", "rl/coherence", "rl/attention_logit_max"} <= set(done.rows[-1]) and done.final["gsm8k_accuracy"] == done.final["accuracy_greedy"]
 
 
 def test_warm_start_has_room_for_more_than_the_questions_that_judge_it(tmp_path):
-    done = run_step1_baking(tmp_path, ("s5", (1, 6)), training=TrainConfig(steps=1, lr=1e-3, warmup=0), n_layers=1, width=16, batch=4, items=1, progress=False)
+    done = run_warm_start(tmp_path, ("s5", (1, 6)), training=TrainConfig(steps=1, lr=1e-3, warmup=0), n_layers=1, width=16, batch=4, items=1, progress=False)
     assert done.thoughts.length == max(len(worked_thought(i)) for i in load_task("s5", 6).sample(5)) - 1
 
 
 def test_a_task_that_is_wider_than_the_warm_start_is_refused(tmp_path, trained):
     "Half of the questions do not fit; or thoughts are longer than there was room for, with a file as with a model"
     task = ("s5", (1, 4))
-    narrow = thinker(load_task(*task), load_task("s5", (1, 2)).sample(50), n_layers=1, width=16)
-    thoughts = thoughts_for(load_task(*task), load_task("s5", (1, 2)).sample(50))
-    with pytest.raises(ValueError, match="do not fit a context of 27: .* context=28"): run_step2_rl(tmp_path / "a", narrow, task, thoughts, items=20)
-    for warm in (trained, save_model(tmp_path / "model.safetensors", trained, ("s5", 1), THOUGHTS)):
-        with pytest.raises(ValueError, match="a thought of 50 between two symbols"): run_step2_rl(tmp_path / "b", warm, ("s5", 1), replace(THOUGHTS, length=50), items=20)
+    narrow = thinking_model(load_task(*task), load_task("s5", (1, 2)).sample(50), n_layers=1, width=16)
+    thoughts = thought_config_for(load_task(*task), load_task("s5", (1, 2)).sample(50))
+    with pytest.raises(ValueError, match="do not fit a context of 27: .* context=28"): run_reinforcement(tmp_path / "a", narrow, task, thoughts, items=20)
+    for warm in (trained, save_thinking_model(tmp_path / "model.safetensors", trained, ("s5", 1), THOUGHTS)):
+        with pytest.raises(ValueError, match="a thought of 50 between two symbols"): run_reinforcement(tmp_path / "b", warm, ("s5", 1), replace(THOUGHTS, length=50), items=20)
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
 
 
@@ -971,10 +971,10 @@ def test_the_description_s_optimizer_bakes_and_reinforces(tmp_path):
     "MuGrokfast in both steps; with other settings it is another run"
     with_preset = lambda name, **fields: lambda m: MuGrokfast(m, MuGrokfastConfig.preset(name, **fields))
     short = dict(n_layers=1, width=16, training=TrainConfig(steps=6, lr=5e-3, warmup=2, checkpoint_every=3), batch=8, items=8, progress=False)
-    baked = run_step1_baking(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake"), **short)
-    plain = run_step1_baking(tmp_path / "plain", ("s5", 1), **short)
+    baked = run_warm_start(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake"), **short)
+    plain = run_warm_start(tmp_path / "plain", ("s5", 1), **short)
     assert baked.rows[0]["loss"] == plain.rows[0]["loss"] and baked.rows[-1]["loss"] != plain.rows[-1]["loss"]
-    with pytest.raises(ValueError, match="another run: optimizer"): run_step1_baking(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake", grokfast_lambda=0.5), **short)
+    with pytest.raises(ValueError, match="another run: optimizer"): run_warm_start(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake", grokfast_lambda=0.5), **short)
     told = small(tmp_path / "rl", baked.model, optimizer=with_preset("rl"))
     with pytest.raises(ValueError, match="another run: optimizer"): small(tmp_path / "rl", baked.model, optimizer=with_preset("rl", qk_clip_threshold=10.0))
     assert len(told.rows) == 12 and not torch.equal(told.model.token.weight, baked.model.token.weight)
@@ -995,8 +995,8 @@ def test_multiple_choice_is_judged_under_its_name(tmp_path):
     task = ("multiple_choice", 3)
     items = load_task(*task).sample(100)
     torch.manual_seed(0)
-    model = thinker(load_task(*task), items, n_layers=1, width=16)
-    done = run_step2_rl(tmp_path, model, task, thoughts_for(load_task(*task), items), ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
+    model = thinking_model(load_task(*task), items, n_layers=1, width=16)
+    done = run_reinforcement(tmp_path, model, task, thought_config_for(load_task(*task), items), ThoughtRLConfig("gain"), TrainConfig(steps=2, lr=1e-3, warmup=1), batch=5, items=8, progress=False)
     assert done.rows[-1]["rl/arc_accuracy"] == done.rows[-1]["val_accuracy_greedy"] and done.final["arc_accuracy"] == done.final["accuracy_greedy"] and "rl/gsm8k_accuracy" not in done.rows[-1]
 
 
@@ -1005,10 +1005,10 @@ def test_the_described_tests_bring_a_run_back(tmp_path, monkeypatch):
     task = load_task("s5", 2)
     items = task.sample(50)
     torch.manual_seed(0)
-    model = thinker(task, items, n_layers=2, width=48)
-    train(model, warm_loss, WarmStart(task, 64, 0.3, 0.0, 0), TrainConfig(steps=350, lr=6e-3, warmup=10), progress=False)
-    monkeypatch.setattr(ThoughtRL, "reward", lambda self, trunk, found, answer, items: (-(right := right_answers(self.task, answer, found.ids, items)).float(), right))
-    result = run_step2_rl(tmp_path, model, ("s5", 2), thoughts_for(task, items), ThoughtRLConfig(beta=0.0), TrainConfig(steps=60, lr=2e-3, warmup=2), batch=8, items=100, validate_every=32, progress=False)
+    model = thinking_model(task, items, n_layers=2, width=48)
+    train(model, warm_start_loss, WarmStartBatches(task, 64, 0.3, 0.0, 0), TrainConfig(steps=350, lr=6e-3, warmup=10), progress=False)
+    monkeypatch.setattr(ThoughtRL, "reward", lambda self, trunk, found, answer, items: (-(right := answers_correct(self.task, answer, found.ids, items)).float(), right))
+    result = run_reinforcement(tmp_path, model, ("s5", 2), thought_config_for(task, items), ThoughtRLConfig(beta=0.0), TrainConfig(steps=60, lr=2e-3, warmup=2), batch=8, items=100, validate_every=32, progress=False)
     assert result.start.ablation.verdict == "pass" and "ablation decidedly failed" in result.stopped and len(result.rows) < 60
     assert result.rows[-1]["rl/anti_theater_ablation"] < 0.02 and result.final["accuracy_sampled"] > result.rows[-1]["val_accuracy_sampled"]
 
@@ -1055,7 +1055,7 @@ def test_bad_input_after_an_update_was_kept_leaves_the_run(tmp_path, trained):
         if row["step"] == 9: raise ValueError("late")
     more = dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2, checkpoint_every=3))
     with pytest.raises(ValueError, match="late"): small(tmp_path, trained, callbacks=(late,), **more)
-    assert (tmp_path / "settings.json").exists() and load_model(tmp_path / "model.safetensors")
+    assert (tmp_path / "settings.json").exists() and load_thinking_model(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="another run: seed"): small(tmp_path, trained, seed=1, **more)
     assert len(small(tmp_path, trained, **more).rows) == 12
 
@@ -1071,7 +1071,7 @@ def test_a_folder_that_cannot_say_what_it_is_for_is_refused(tmp_path, trained, b
 def test_a_damaged_checkpoint_is_named(tmp_path, trained):
     "Before its rows are read"
     small(tmp_path, trained)
-    rows = checkpoints(tmp_path / "checkpoints")[-1] / "rows.jsonl"
+    rows = list_checkpoints(tmp_path / "checkpoints")[-1] / "rows.jsonl"
     rows.write_bytes(rows.read_bytes()[:-9])
     with pytest.raises(BadCheckpoint, match="rows.jsonl is missing or damaged"): small(tmp_path, trained)
 
@@ -1080,11 +1080,11 @@ def test_neither_step_touches_the_random_numbers_of_its_caller(tmp_path):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     short = dict(training=TrainConfig(steps=2, lr=1e-3, warmup=1), batch=4, items=8, progress=False)
-    warm = run_step1_baking(tmp_path / "warm", ("s5", 1), n_layers=1, width=16, **short)
+    warm = run_warm_start(tmp_path / "warm", ("s5", 1), n_layers=1, width=16, **short)
     assert torch.equal(torch.random.get_rng_state(), before)
-    by_file = run_step2_rl(tmp_path / "rl", warm.file, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)
+    by_file = run_reinforcement(tmp_path / "rl", warm.file, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)
     assert torch.equal(torch.random.get_rng_state(), before)
-    again = run_step2_rl(tmp_path / "rl", warm, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)  # the same warm start, as it was returned
+    again = run_reinforcement(tmp_path / "rl", warm, ("s5", 1), warm.thoughts, ThoughtRLConfig("gain"), **short)  # the same warm start, as it was returned
     assert torch.equal(again.model.token.weight, by_file.model.token.weight)
 
 
@@ -1100,7 +1100,7 @@ def test_a_warm_start_that_diverges_is_not_saved(tmp_path):
             for group in self.param_groups:
                 for p in group["params"]: p.data.fill_(math.nan)
     with pytest.raises(FloatingPointError, match="training diverged"):
-        run_step1_baking(tmp_path, ("s5", 1), training=TrainConfig(steps=1, lr=1e-3, warmup=0), optimizer=lambda m: Breaks(m.parameters(), 1e-3), n_layers=1, width=16, batch=4, items=8, progress=False)
+        run_warm_start(tmp_path, ("s5", 1), training=TrainConfig(steps=1, lr=1e-3, warmup=0), optimizer=lambda m: Breaks(m.parameters(), 1e-3), n_layers=1, width=16, batch=4, items=8, progress=False)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -1111,7 +1111,7 @@ def test_a_warm_start_that_diverges_is_not_saved(tmp_path):
 ])
 def test_what_step_two_cannot_honour_is_refused(tmp_path, change, message):
     settings = dict(baked=fresh(), task=("s5", 1), thoughts=THOUGHTS, training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, progress=False) | change
-    with pytest.raises(ValueError, match=message): run_step2_rl(tmp_path / "run", **settings)
+    with pytest.raises(ValueError, match=message): run_reinforcement(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 
 

@@ -17,10 +17,10 @@ import torch.nn.functional as F
 
 import refine_nb.checkpoints as checkpoints_module
 import refine_nb.train as train_module
-from refine_nb.checkpoints import BadCheckpoint, checkpoints
+from refine_nb.checkpoints import BadCheckpoint, list_checkpoints
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import Averaged, NonFiniteLoss, Objective, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
+from refine_nb.train import WeightEMA, NonFiniteLoss, Objective, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
 
 IDS = torch.from_numpy(MarkovSource().sample(5000))
 
@@ -89,7 +89,7 @@ def test_stopped_anywhere_and_resumed(tmp_path, stop, precision):
 
     with pytest.raises(RuntimeError): go(broken, checkpoint_dir=tmp_path, callbacks=(stopping,))
     seed = 99
-    if not checkpoints(tmp_path): resumed, seed = fresh(dropout=0.2, precision=precision, accumulate=2, eval_every=4), 1
+    if not list_checkpoints(tmp_path): resumed, seed = fresh(dropout=0.2, precision=precision, accumulate=2, eval_every=4), 1
     again = go(resumed, seed, evaluate=lambda m: dict(val_x=float(m.head.weight.detach().sum())), checkpoint_dir=tmp_path)
     assert torch.equal(weights(whole), weights(resumed))
     timeless = [{k: v for k, v in r.items() if k not in ("cpu_seconds", "val_x")} for r in rows]
@@ -137,7 +137,7 @@ def test_killed_twice_and_resumed(tmp_path):
         for _ in range(after): job.stdout.readline()
         time.sleep(0.003 * after / 20)
         job.send_signal(signal.SIGKILL)
-        assert job.wait() == -signal.SIGKILL and checkpoints(tmp_path / "killed")
+        assert job.wait() == -signal.SIGKILL and list_checkpoints(tmp_path / "killed")
     job = start(tmp_path, tmp_path / "killed", "killed.pt")
     first = int(job.stdout.readline())
     job.communicate()
@@ -154,7 +154,7 @@ def test_an_interrupt_loses_nothing(tmp_path):
     train(**whole)
     usual = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt, match="stopped after step 11"): train(**broken, checkpoint_dir=tmp_path, callbacks=(interrupting,))
-    assert signal.getsignal(signal.SIGINT) is usual and checkpoints(tmp_path)[-1].name == "step-00000011"
+    assert signal.getsignal(signal.SIGINT) is usual and list_checkpoints(tmp_path)[-1].name == "step-00000011"
     train(**resumed, checkpoint_dir=tmp_path)
     assert torch.equal(weights(whole), weights(resumed))
 
@@ -185,7 +185,7 @@ def test_non_finite_stops_before_the_update(tmp_path):
 def test_damaged_checkpoints_are_refused_by_name(tmp_path, file, damage):
     "Cut in half, gone, or one bit flipped at some percentage of the file"
     train(**fresh(steps=3), checkpoint_dir=tmp_path)
-    path = checkpoints(tmp_path)[-1] / file
+    path = list_checkpoints(tmp_path)[-1] / file
     data = bytearray(path.read_bytes())
     if damage == "missing": path.unlink()
     elif damage == "truncated": path.write_bytes(data[: len(data) // 2])
@@ -225,7 +225,7 @@ def test_a_failure_while_writing_a_checkpoint_leaves_the_old_one(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(*target, fail)
         with pytest.raises(OSError): go(fresh(dropout=0.2), checkpoint_dir=tmp_path)
-    assert [p.name for p in checkpoints(tmp_path)] in (["step-00000007"], ["step-00000007", "step-00000014"])
+    assert [p.name for p in list_checkpoints(tmp_path)] in (["step-00000007"], ["step-00000007", "step-00000014"])
     resumed = fresh(dropout=0.2)
     assert len(go(resumed, 99, checkpoint_dir=tmp_path)) == 20
     assert torch.equal(weights(whole), weights(resumed)) and not list(tmp_path.glob(".*"))
@@ -250,7 +250,7 @@ def test_resumed_with_the_same_objects(tmp_path):
 def test_starting_afresh_in_a_used_folder(tmp_path):
     train(**fresh(), checkpoint_dir=tmp_path)
     train(**fresh(steps=8, lr=1e-3), checkpoint_dir=tmp_path, resume=False)
-    assert [p.name for p in checkpoints(tmp_path)] == ["step-00000007", "step-00000008"]
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000007", "step-00000008"]
 
 
 def test_judging_draws_without_being_noticed():
@@ -325,7 +325,7 @@ def test_sums_largest_and_smallest_values():
 def test_an_average_moves_once_an_update(accumulate):
     "By hand over the weights after every update, the last one included, however many batches an update has"
     run, after = fresh(accumulate=accumulate, steps=12), []
-    averaged = Averaged(cross_entropy, run["model"], 0.5)
+    averaged = WeightEMA(cross_entropy, run["model"], 0.5)
     mean = weights(run).double()
     train(**run | dict(objective=averaged), callbacks=(lambda row: after.append(weights(run).double()),))
     for n, now in enumerate(after, 1):
@@ -345,14 +345,14 @@ def test_an_average_passes_on_what_its_objective_says():
         def terms(self, metrics): return metrics["a"]
 
     model, inner = torch.nn.Linear(1, 1), Inner()
-    averaged = Averaged(inner, model, 0.9)
+    averaged = WeightEMA(inner, model, 0.9)
     row = update(model, averaged, [1, 3], torch.optim.SGD(model.parameters(), 0.1), 0.0, 1e9)
     assert row["a"] == 3 and inner.updates == averaged.updates == 1 and averaged.kind(model) == "inner" and averaged.terms(dict(a=7)) == 7
-    with pytest.raises(ValueError, match="decay is 1.0"): Averaged(inner, model, 1.0)
+    with pytest.raises(ValueError, match="decay is 1.0"): WeightEMA(inner, model, 1.0)
 
 
 def test_an_update_that_is_not_made_counts_for_nothing():
-    averaged = Averaged(lambda model, batch: (model.weight.sum() * math.nan, {}), model := torch.nn.Linear(1, 1), 0.9)
+    averaged = WeightEMA(lambda model, batch: (model.weight.sum() * math.nan, {}), model := torch.nn.Linear(1, 1), 0.9)
     update(model, averaged, [None], torch.optim.SGD(model.parameters(), 0.1), 0.1, 1.0)
     assert averaged.updates == 0
 
@@ -377,7 +377,7 @@ def test_costs_are_part_of_a_checkpoint(tmp_path, monkeypatch):
     counts, real = [], train_module._count
     monkeypatch.setattr(train_module, "_count", lambda *args: counts.append(1) or real(*args))
     rows = train(**fresh(), checkpoint_dir=tmp_path)
-    shutil.rmtree(checkpoints(tmp_path)[-1])
+    shutil.rmtree(list_checkpoints(tmp_path)[-1])
     again = train(**fresh(), checkpoint_dir=tmp_path)
     assert len(counts) == 1 and [r["flops"] for r in rows] == [r["flops"] for r in again]
 

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
 
 from refine_nb._trl import guided_rollout
 from refine_nb.candidates import CandidateConfig, group_advantage
-from refine_nb.evaluation import k3
+from refine_nb.evaluation import kl_k3
 from refine_nb.grpo import grpo_loss
 
 SYMBOLS, END, PAD, LENGTH = "abcdefghij", 10, 11, 6
@@ -75,11 +75,11 @@ def theirs(trainer, logp, old, ref, adv, mask, share=None):
 
 
 def ours(loss_type, logp, old, ref, adv, mask, beta=0.0, corrected=False, share=1.0, epsilon=0.1, epsilon_high=0.3):
-    "The same by `grpo_loss` and `k3`: the loss types are weights and a normaliser; corrected, the penalty is times the ratio"
+    "The same by `grpo_loss` and `kl_k3`: the loss types are weights and a normaliser; corrected, the penalty is times the ratio"
     weight = mask / mask.sum(-1, keepdim=True) if loss_type == "grpo" else mask * share
     normalizer = dict(grpo=len(logp), dapo=float(weight.sum()), dr_grpo=len(logp) * LENGTH)[loss_type]
     loss, shares = grpo_loss(logp, old, adv[:, None].expand(logp.shape), weight.float(), epsilon, epsilon_high, normalizer)
-    kl = k3(logp, ref) * ((logp - old).exp() if corrected else 1)
+    kl = kl_k3(logp, ref) * ((logp - old).exp() if corrected else 1)
     loss = loss + beta * (weight * kl).sum() / normalizer
     return loss, torch.autograd.grad(loss, logp)[0], shares
 

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from test_refinement import by_loops
 
 import refine_nb.trm as trm
-from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
-from refine_nb.data import MarkovSource, Windows, supervised
+from refine_nb.checkpoints import BadCheckpoint, list_checkpoints, load_weights
+from refine_nb.data import MarkovSource, Windows, inputs_targets
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.evaluation import score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
 from refine_nb.refinement import Refinement, supervision_weights
-from refine_nb.train import Averaged, TrainConfig, adamw, answer_loss, count_flops, cross_entropy, lr_at, train, update
-from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, evaluate_steps,
+from refine_nb.train import WeightEMA, TrainConfig, adamw, completion_cross_entropy, count_flops, cross_entropy, lr_at, train, update
+from refine_nb.trm import (PAPER_RECURSION, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, evaluate_steps,
                            score_steps)
-from refine_nb.puzzles import every_start
+from refine_nb.puzzles import all_starts
 
 V = 11
 NONE = dict(improvement_reward="none")
@@ -121,7 +121,7 @@ def test_objective_against_a_loop_written_out(reward):
 def test_detached_steps_are_steps_of_their_own():
     "As the paper accumulates them: every step's gradient with the states that it found as constants"
     model, batch = tiny(detach=True, refinement=Refinement(2.0, **NONE)), random_ids(3, 11)
-    ids, target = supervised(batch)
+    ids, target = inputs_targets(batch)
     expected = sum(w * gradient(model, F.cross_entropy(logits.flatten(0, 1), target.flatten())) for w, logits in zip(supervision_weights(2.0, 4), written_out(model, ids, torch.Tensor.detach)))
     ours = gradient(model, TRM(model.cfg.refinement)(model, batch)[0])
     attached = tiny(refinement=Refinement(2.0, **NONE))
@@ -132,7 +132,7 @@ def test_detached_steps_are_steps_of_their_own():
 def test_only_the_last_cycle_gets_a_gradient():
     shape = dict(n_cycles=3, n_supervision=2, detach=True, refinement=Refinement(1.0, **NONE))
     model, batch = tiny(last_cycle_only=True, **shape), random_ids(2, 9)
-    ids, target = supervised(batch)
+    ids, target = inputs_targets(batch)
     x, y, z = model.start(ids)
     expected = 0
     for _ in range(2):
@@ -195,7 +195,7 @@ def test_nobody_halts(no_exploring):
     model, plain, batch = doubt(tiny(**HALT), -2.0), tiny(**HALT | dict(halting=False)), problems()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("halt")})
     loss, metrics = TRM(model.cfg.refinement)(model, batch)
-    ids, target = supervised(batch)
+    ids, target = inputs_targets(batch)
     right = [(logits[:, -3:].argmax(-1) == target).all(1).float().mean() for logits in written_out(plain, ids)]
     q = torch.tensor(-2.0).sigmoid()
     judged = sum(w * 0.5 * -(r * q.log() + (1 - r) * (1 - q).log()) for w, r in zip(supervision_weights(2.0, 4), right))
@@ -250,7 +250,7 @@ def test_golden_losses(name, refinement, recursion):
     assert losses[::5] == pytest.approx(GOLDEN[name], abs=2e-4)
 
 
-@pytest.mark.parametrize("objective, refinement", [(None, Refinement(curriculum=15)), (lambda inner, model: Averaged(inner, model, 0.9), Refinement(curriculum=15))], ids=["curriculum", "averaged"])
+@pytest.mark.parametrize("objective, refinement", [(None, Refinement(curriculum=15)), (lambda inner, model: WeightEMA(inner, model, 0.9), Refinement(curriculum=15))], ids=["curriculum", "averaged"])
 @pytest.mark.parametrize("stop", [3, 10])
 def test_stopped_and_resumed(tmp_path, objective, refinement, stop):
     whole, broken, resumed = (fresh(objective, refinement) for _ in range(3))
@@ -318,16 +318,16 @@ def test_a_step_of_recursion_costs_as_many_plain_layers():
     plain = ContextualGPT(GPTConfig(V, context=24, n_layers=24, n_heads=2, width=16))
     model, batch = tiny(), random_ids(2, 13)
     head = 6 * 2 * 12 * 16 * V  # read once a step instead of once
-    assert count_flops(model, TRM(), batch) == count_flops(plain, answer_loss, batch) + 3 * head
+    assert count_flops(model, TRM(), batch) == count_flops(plain, completion_cross_entropy, batch) + 3 * head
 
 
 def test_plain_objective():
     "On windows the loop's own; on problems the mean over the completion"
     plain = ContextualGPT(GPTConfig(V, context=24, n_layers=1, n_heads=2, width=16))
     windows, batch = random_ids(3, 9), problems()
-    assert answer_loss(plain, windows)[0].item() == pytest.approx(cross_entropy(plain, windows)[0].item(), rel=1e-6)
+    assert completion_cross_entropy(plain, windows)[0].item() == pytest.approx(cross_entropy(plain, windows)[0].item(), rel=1e-6)
     logits = plain(torch.cat(batch, 1)[:, :-1])[:, 8:]
-    assert answer_loss(plain, batch)[0].item() == pytest.approx(F.cross_entropy(logits.transpose(1, 2), batch[1]).item(), rel=1e-6)
+    assert completion_cross_entropy(plain, batch)[0].item() == pytest.approx(F.cross_entropy(logits.transpose(1, 2), batch[1]).item(), rel=1e-6)
 
 
 def test_scores():
@@ -336,7 +336,7 @@ def test_scores():
     last = score(model, windows)
     assert nll.shape == (4, 9, 12) and torch.allclose(nll[-1], last[0], atol=1e-5) and torch.equal(hit[-1], last[1])
     prompt, completion = problems()
-    of_problems, (ids, _) = score_steps(model, (prompt, completion)), supervised((prompt, completion))
+    of_problems, (ids, _) = score_steps(model, (prompt, completion)), inputs_targets((prompt, completion))
     logp = written_out(model, ids)[1][:, -3:].log_softmax(-1)
     assert torch.allclose(of_problems[0][1], -logp.gather(-1, completion[..., None])[..., 0], atol=1e-5)
     measured = evaluate_steps(model, (prompt, completion))
@@ -358,7 +358,7 @@ def test_every_start_against_single_items():
     "Each answer is that of the item that starts there"
     task = load_task("pointers", (1, 4), nodes=6)
     items = task.sample(20, 3)
-    ids, target = every_start(items, task.vocab)
+    ids, target = all_starts(items, task.vocab)
     for item, asked, answers in zip(items, ids, target):
         table, last = item.prompt[:-1].rsplit(" ", 1)
         assert task.vocab.decode(asked) == "".join(pair[1] for pair in table.split(" ")) + f"{last[1:]}=abcdef"
@@ -368,10 +368,10 @@ def test_every_start_against_single_items():
 def test_supervised_goes_through():
     "Inputs and targets that are said themselves are taken as they are; no answer is among the inputs"
     task = load_task("pointers", 2, nodes=5)
-    batch, model = every_start(task.sample(6, 0), task.vocab), ContextualGPT(GPTConfig(len(task.vocab), context=12, n_layers=1, n_heads=2, width=16))
-    assert supervised(batch) is batch and batch.ids.shape == (6, 12) and batch.target.shape == (6, 5)
+    batch, model = all_starts(task.sample(6, 0), task.vocab), ContextualGPT(GPTConfig(len(task.vocab), context=12, n_layers=1, n_heads=2, width=16))
+    assert inputs_targets(batch) is batch and batch.ids.shape == (6, 12) and batch.target.shape == (6, 5)
     want = torch.nn.functional.cross_entropy(model(batch.ids)[:, -5:].flatten(0, 1), batch.target.flatten())
-    assert answer_loss(model, batch)[0].item() == pytest.approx(want.item(), rel=1e-6)
+    assert completion_cross_entropy(model, batch)[0].item() == pytest.approx(want.item(), rel=1e-6)
 
 
 def test_the_normed_rival_starts_as_the_recursive_model_does():
@@ -393,7 +393,7 @@ def test_presets():
     found = {name: TRMConfig.with_refinement_preset(name, n_symbols=65) for name in trm._PROFILES}
     assert [(c.refinement.supervision_weight_base, c.refinement.improvement_reward_scale, c.lr) for c in found.values()] == [(3, 0.5, 2e-3), (5, 1, 1e-3), (10, 2, 5e-4)]
     assert all(low <= c.training(1000).warmup <= high for c, (low, high) in zip(found.values(), [(50, 100), (100, 150), (150, 200)]))
-    gpu = TRMConfig.preset("gpu", 65, recursion=PAPER, improvement_reward="none")
+    gpu = TRMConfig.preset("gpu", 65, recursion=PAPER_RECURSION, improvement_reward="none")
     assert (gpu.n_layers, gpu.width, gpu.recursion.n_loops, gpu.recursion.halting) == (12, 768, 6, True)
     with pytest.raises(ValueError, match="did you mean 'cpu'"): TRMConfig.preset("cpus", 65)
     with pytest.raises(ValueError, match="did you mean 'extreme'"): TRMConfig.with_refinement_preset("xtreme", n_symbols=65)
@@ -407,16 +407,16 @@ def test_wrong_model():
 def test_foreign_checkpoints(tmp_path):
     "Plain weights into a recursive model, the other way round, and another recursion"
     cfg = TRMConfig.preset("smoke", 16, context=12)
-    runs = {"plain": (ContextualGPT(cfg), answer_loss), "recursive": (RecursiveGPT(cfg), TRM())}
+    runs = {"plain": (ContextualGPT(cfg), completion_cross_entropy), "recursive": (RecursiveGPT(cfg), TRM())}
     for name, (model, objective) in runs.items(): train(model, objective, Windows(IDS, 12, 4), TrainConfig(steps=1), checkpoint_dir=tmp_path / name, progress=False)
-    with pytest.raises(BadCheckpoint, match="another model: answer is absent there"): load_weights(RecursiveGPT(cfg), checkpoints(tmp_path / "plain")[-1])
-    with pytest.raises(BadCheckpoint, match="another model: answer is .* absent here"): load_weights(ContextualGPT(cfg), checkpoints(tmp_path / "recursive")[-1])
+    with pytest.raises(BadCheckpoint, match="another model: answer is absent there"): load_weights(RecursiveGPT(cfg), list_checkpoints(tmp_path / "plain")[-1])
+    with pytest.raises(BadCheckpoint, match="another model: answer is .* absent here"): load_weights(ContextualGPT(cfg), list_checkpoints(tmp_path / "recursive")[-1])
     other = TRMConfig.preset("smoke", 16, context=12, n_loops=3)
     with pytest.raises(BadCheckpoint, match="n_loops"): train(RecursiveGPT(other), TRM(), Windows(IDS, 12, 4), TrainConfig(steps=1), checkpoint_dir=tmp_path / "recursive", progress=False)
 
 
 def test_a_size_leaves_a_recursion_that_is_given_whole():
     none = dict(improvement_reward="none")
-    assert TRMConfig.preset("gpu", 8, recursion=PAPER, **none).recursion == PAPER
-    assert TRMConfig.preset("gpu", 8, recursion=PAPER, n_loops=3, **none).recursion.n_loops == 3
+    assert TRMConfig.preset("gpu", 8, recursion=PAPER_RECURSION, **none).recursion == PAPER_RECURSION
+    assert TRMConfig.preset("gpu", 8, recursion=PAPER_RECURSION, n_loops=3, **none).recursion.n_loops == 3
     with pytest.raises(ValueError, match="n_symbols is missing"): TRMConfig.with_refinement_preset("extreme", n_layers=12)

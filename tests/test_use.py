@@ -17,11 +17,11 @@ from refine_nb.confidence import ConfidenceAwareGPT, standard_twin
 from refine_nb.data import CharVocab
 from refine_nb.gpt import ContextualGPT, GPTConfig, set_precision
 from refine_nb.quiet_star import QuietConfig, QuietGPT
-from refine_nb.thoughts import ThoughtConfig, thoughts_for
+from refine_nb.thoughts import ThoughtConfig, thought_config_for
 from refine_nb.trigram import NGram
 from refine_nb.trm import NormedGPT, Recursion, RecursiveGPT, TRMConfig
 from refine_nb.refinement import Refinement
-from refine_nb.warm_start import thinker
+from refine_nb.warm_start import thinking_model
 
 TEXT = "the cat sat on the mat\nand the rat sat on the cat\n" * 30
 VOCAB = CharVocab.from_text(TEXT, ("<think>", "</think>"))
@@ -36,8 +36,8 @@ QUIET = QuietConfig(V, context=20, n_layers=1, n_heads=2, width=16,
 def thinking():
     "A model that thinks before it answers"
     task = load_task("s5", (1, 2))
-    model = thinker(task, task.sample(50), n_layers=1, width=16)
-    model.task, model.thoughts = ("s5", (1, 2)), thoughts_for(task, task.sample(50))
+    model = thinking_model(task, task.sample(50), n_layers=1, width=16)
+    model.task, model.thoughts = ("s5", (1, 2)), thought_config_for(task, task.sample(50))
     return model
 
 

@@ -39,15 +39,15 @@ def test_a_reinforced_model_is_logged_and_kept(fake, tmp_path):
     import torch
 
     from refine_nb.benchmark_tasks import load_task
-    from refine_nb.pipeline import run_step2_rl
-    from refine_nb.thoughts import thoughts_for
+    from refine_nb.pipeline import run_reinforcement
+    from refine_nb.thoughts import thought_config_for
     from refine_nb.train import TrainConfig
-    from refine_nb.warm_start import thinker
+    from refine_nb.warm_start import thinking_model
     task = load_task("s5", 1)
     torch.manual_seed(0)
-    model, thoughts = thinker(task, task.sample(50), n_layers=1, width=16), thoughts_for(task, task.sample(50))
+    model, thoughts = thinking_model(task, task.sample(50), n_layers=1, width=16), thought_config_for(task, task.sample(50))
     with WandbLog(folder=tmp_path) as log:
-        result = run_step2_rl(tmp_path / "rl", model, ("s5", 1), thoughts, training=TrainConfig(steps=4, lr=1e-3, warmup=1), batch=5, items=20, callbacks=(log,), progress=False)
+        result = run_reinforcement(tmp_path / "rl", model, ("s5", 1), thoughts, training=TrainConfig(steps=4, lr=1e-3, warmup=1), batch=5, items=20, callbacks=(log,), progress=False)
         log.artifact(tmp_path / "rl/model.safetensors", "thinker")
     rows = [row for what, *row in fake if what == "log"]
     assert [step for step, _ in rows] == [r["step"] for r in result.rows] == [1, 2, 3, 4]

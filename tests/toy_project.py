@@ -13,7 +13,7 @@ BODY = '''
 import json, os, signal, time
 from refine_nb.records import start_run
 run = start_run("toy", globals())
-with open(os.environ["TOY_LOG"], "a") as f: f.write(run.head["id"] + "\\n")
+with open(os.environ["TOY_LOG"], "a") as f: f.write(run.identity["id"] + "\\n")
 saved = run.checkpoint_dir / "step.json"
 done = json.loads(saved.read_text()) if saved.exists() else 0
 if done: run.on_resume(done)
