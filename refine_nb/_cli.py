@@ -158,6 +158,25 @@ def refuse_changed(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method or experiment.")],
+    name: Annotated[str, typer.Argument(help="Lower case letters, digits and underscores, such as token_merging.")],
+    number: Annotated[int, typer.Option(help="A free number, where it belongs in reading order.")],
+    root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
+):
+    "Write a notebook that passes the house tests: a method with its line in the index, or an experiment with its sweep."
+    from refine_nb._files import FileError
+    from refine_nb._new import new as write
+    from refine_nb._project import find_root
+    top = find_root(root)
+    with refusing():
+        if top is None: raise FileError(f"{root.resolve()}: no folder above it holds experiments/")
+        if kind not in ("method", "experiment"): raise FileError(f"{kind!r} is neither method nor experiment")
+        for path in write(top, kind, name, number): typer.echo(path.relative_to(top))
+    typer.echo("CONTRIBUTING.md says what comes next")
+
+
+@app.command()
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, remove nothing.")] = False,
     unfinished: Annotated[bool, typer.Option(
