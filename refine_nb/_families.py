@@ -1,6 +1,6 @@
 "Every kind of model in one file, and back. The page `29_use` shows `save` and `load`."
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from .warm_start import _plain, load_thinking_model, save_thinking_model
 
 class _Family(NamedTuple):
     "How a kind of model is built again"
+
     config: type  # of its `cfg`
     build: Callable  # configuration and further arguments → model
     arguments: tuple[str, ...] = ()  # attributes of a model that `build` takes
@@ -104,7 +105,7 @@ def _build(file: str | Path, family: _Family, settings: dict) -> nn.Module:
     return model
 
 
-def _dataclass(kind: type[dataclass], values: dict) -> object:
+def _dataclass(kind: type, values: dict) -> object:
     "A frozen configuration from JSON, configurations within it too"
     inner = {f.name: f.type for f in fields(kind) if is_dataclass(f.type)}
     return kind(**{name: _dataclass(inner[name], value) if name in inner else value for name, value in values.items()})
