@@ -22,7 +22,7 @@ from refine_nb.parameters import read_parameters
 
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.ipynb"))
-NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*.ipynb")), *EXPERIMENTS]
+NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*.ipynb")), *sorted((ROOT / "nbs/results").glob("*.ipynb")), *EXPERIMENTS]
 SCRIPTS = sorted(f for room in ("refine_nb", "tests", "tools", "benchmarks") for f in (ROOT / room).glob("*.py"))
 ROOMS = ("nbs", "refine_nb", "experiments", "results", "tests", "tools", "benchmarks", ".github", ".ci")
 LONGEST_BODY, LARGEST_OUTPUT = 40, 1_000_000  # lines; bytes of stored outputs in a notebook
