@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from ._files import jsonable, write_atomic
 from .prefix import Prefix, generate
-from .calibration import calibration_curve, judge_last
+from .calibration import calibration_curve, evaluate_last_position
 from .candidates import CandidateConfig, exact_match, partial_credit, select_candidates
 from .confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token_loss,
                                   standard_twin, two_passes)
@@ -247,7 +247,7 @@ def _held_out(model: ContextualGPT, windows: Int[Tensor, "b t"], rows: list[dict
     "Held-out losses by step; of a confidence-aware model also prediction and outcome at every window"
     curve = [[row["step"], row["val_loss"]] for row in rows if "val_loss" in row]
     if not isinstance(model, ConfidenceAwareGPT): return dict(held_out_loss=curve)
-    found = judge_last(model, windows)
+    found = evaluate_last_position(model, windows)
     return dict(held_out_loss=curve, held_out_predicted=found["head"].tolist(), held_out_actual=found["sampled"].tolist())
 
 
