@@ -127,28 +127,27 @@ def reference(
 
 def draw_arms(
     ax: Axes,
-    table: pd.DataFrame,  # one row a run
+    table: pd.DataFrame,  # one row a run, its arm in `arm`
     y: str,  # metric
     controls: Collection[str] = (),  # arms that are controls
     scale: float = 1,
     digits: int = 1,
     bounds: tuple[float, float] = (-np.inf, np.inf),  # of the metric, after scaling
-    by: str = "arm",
     order: Sequence[str] = (),  # of the arms from above; by their means otherwise, largest first
     label: str = "",  # of the axis
 ) -> None:
     "An arm a line: a circle a random seed, the mean and its interval; diamonds are methods, squares are controls"
     values = table.assign(**{y: scale * table[y]})
-    means = values.groupby(by)[y].mean().sort_values(ascending=False)
+    means = values.groupby("arm")[y].mean().sort_values(ascending=False)
     names = list(order) if len(order) else list(means.index)
-    rows = summary_table(values, by, y)
+    rows = summary_table(values, "arm", y)
     for place, name in enumerate(names):
         if name not in rows.index: continue
         row = rows.loc[name]
         mark = _mark(name in controls)
         ax.plot(np.clip([row["low"], row["high"]], *bounds), [place] * 2, color=mark["color"], linewidth=2, zorder=3)
         ax.plot(row["mean"], place, **mark, markersize=5.5, zorder=5)
-        runs = values.loc[values[by] == name, y]
+        runs = values.loc[values["arm"] == name, y]
         circles = dict(s=12, facecolor="white", edgecolor=mark["color"], linewidth=0.8, zorder=4)
         ax.scatter(runs, [place + 0.25] * len(runs), **circles)
         right = dict(xycoords=ax.get_yaxis_transform(), va="center", fontsize=9, annotation_clip=False)
@@ -171,20 +170,19 @@ def key(
 
 def draw_curves(
     ax: Axes,
-    curves: pd.DataFrame,  # one row an evaluation
+    curves: pd.DataFrame,  # one row an evaluation, its arm in `arm`
     x: str,
     y: str,
     controls: Collection[str] = (),
     scale: float = 1,
     bounds: tuple[float, float] = (-np.inf, np.inf),
-    by: str = "arm",
     colours: Mapping[str, str] = {},  # of arms that should have the same one in several panels
     names: bool = True,  # at the ends of the lines
 ) -> None:
     "Thin lines are random seeds, thick ones means with their band; controls are dashed, with squares"
     table, ends = curves.dropna(subset=[y]).assign(**{y: lambda t: scale * t[y]}), {}
     free, greys = cycle(OTHERS), cycle((CONTROL, "0.25", "0.55"))
-    for name, group in table.groupby(by, sort=False):
+    for name, group in table.groupby("arm", sort=False):
         control = name in controls
         colour = colours.get(name) or next(greys if control else free)
         for _, run in group.groupby("id"): ax.plot(run[x], run[y], color=colour, alpha=0.3, linewidth=0.7)

@@ -8,20 +8,20 @@ import signal
 import stat
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save
 from toy_project import toy_cells, write_notebook
 
+import refine_nb.checkpoints as model_files
 import refine_nb.pipeline as pipeline
 import refine_nb.thought_rewards as thought_rewards
 import refine_nb.thought_rl as thought_rl
 import refine_nb.thought_validation as thought_validation
-import refine_nb.warm_start as warm_start
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
 from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
 from refine_nb.prefix import Prefix
@@ -650,7 +650,7 @@ def test_bad_input_is_refused(act, message):
 
 
 def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="save_thinking_model"): load_thinking_model(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no model was saved there"): load_thinking_model(tmp_path / "nothing")
     with pytest.raises(ValueError, match="is a folder: give .*model.safetensors"): load_thinking_model(tmp_path)
     (tmp_path / "broken").write_bytes(b"no model, but long enough for a header")
     with pytest.raises(ValueError, match="broken cannot be read as a model"): load_thinking_model(tmp_path / "broken")
@@ -658,7 +658,7 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
     with pytest.raises(ValueError, match="another vocabulary"): small(tmp_path / "run", tmp_path / "m")
     save_thinking_model(tmp_path / "m", fresh(), ("arithmetic", 2), THOUGHTS)
     with pytest.raises(ValueError, match="another vocabulary"): load_thinking_model(tmp_path / "m")
-    with pytest.raises(FileNotFoundError, match="save_thinking_model"): small(tmp_path / "run", tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no model was saved there"): small(tmp_path / "run", tmp_path / "nothing")
     sums = load_task("addition", 2).sample(50)
     with pytest.raises(ValueError, match="another vocabulary"): run_reinforcement(tmp_path / "run", fresh(), ("addition", 2), thought_config_for(load_task("addition", 2), sums))  # as many symbols, in memory
     with pytest.raises(ValueError, match="another vocabulary"): run_reinforcement(tmp_path / "run", load_thinking_model(save_thinking_model(tmp_path / "s", fresh(), ("s5", 1), THOUGHTS))[0], ("addition", 2), thought_config_for(load_task("addition", 2), sums))
@@ -666,22 +666,31 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
     with pytest.raises(TypeError, match="NormedGPT"): save_thinking_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
 
 
-@pytest.mark.parametrize("weights", [{}, {"token.weight": torch.zeros(2, 2)}])
-def test_a_file_without_the_weights_of_its_model_is_refused(tmp_path, weights):
-    file = save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
-    with safe_open(file, "pt") as f: metadata = f.metadata()
-    file.write_bytes(save(weights, metadata))
-    with pytest.raises(ValueError, match=r"m does not hold its model's weights: \d+ do not fit, token.weight first. Give a file that save_thinking_model wrote"): load_thinking_model(file)
+def test_a_file_without_the_weights_of_its_model_is_refused(tmp_path):
+    _, settings, _ = model_files.read_model_file(save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS))
+    model_files.save_model_file(tmp_path / "other", torch.nn.Linear(2, 2), "thinking", settings)
+    with pytest.raises(ValueError, match="other belongs to another model: bias is .2,. there and absent here"):
+        load_thinking_model(tmp_path / "other")
+    model_files.save_model_file(tmp_path / "other", fresh(), "gpt", settings)
+    with pytest.raises(ValueError, match="of the family 'gpt': it thinks about no task"): load_thinking_model(tmp_path / "other")
+
+
+def test_a_file_from_before_there_were_families_is_read(tmp_path):
+    model, file = fresh(), tmp_path / "m"
+    about = dict(task=("s5", 1), vocab=TASK.vocab.chars, model=asdict(model.cfg), thoughts=asdict(THOUGHTS))
+    file.write_bytes(save(dict(model.state_dict()), {"thinker": json.dumps(about)}))
+    again, task, thoughts = load_thinking_model(file)
+    assert (task, thoughts) == (load_task("s5", 1), THOUGHTS) and torch.equal(again.token.weight, model.token.weight)
 
 
 def test_a_stop_while_a_file_is_read_is_a_stop(tmp_path, monkeypatch):
     "The reader makes an error of its own of whatever is raised inside it"
-    file, real = save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), warm_start.safe_open
+    file, real = save_thinking_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), model_files.safe_open
     def read(*args):
         try: signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt as why: raise SafetensorError("interrupted") from why
         return real(*args)
-    monkeypatch.setattr(warm_start, "safe_open", read)
+    monkeypatch.setattr(model_files, "safe_open", read)
     with pytest.raises(KeyboardInterrupt): load_thinking_model(file)
 
 
