@@ -170,11 +170,11 @@ class ConfidenceExperimentResults:
 
 # %% ../nbs/28_published.ipynb #pub28compare
 def _contestants(cfg, shape):
-    "name → (new model, objective of a random seed)"
+    "name → (new model, objective of a random seed and a device)"
     ahead = LookaheadConfig(cfg.confidence_alpha, "last", carry=True)
     return {
-        "standard": (lambda: standard_twin(shape), lambda seed: next_token_loss),
-        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed: Lookahead(ahead, seed)),
+        "standard": (lambda: standard_twin(shape), lambda seed, device: next_token_loss),
+        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed, device: Lookahead(ahead, seed, device)),
     }
 
 
@@ -198,7 +198,7 @@ def compare_models(
 
             batches = prepare_confidence_data(ids, shape.context - 1, cfg.batch_size, seed)
             settings = TrainConfig(steps=cfg.training_steps)
-            rows = train(model(), objective(seed), batches, settings, callbacks=(keep,), progress=False)
+            rows = train(model().to(ids.device), objective(seed, str(ids.device)), batches, settings, callbacks=(keep,), progress=False)
             results.training_time[name] += rows[-1]["cpu_seconds"]
     results.save(cfg.results_dir)
     return results
@@ -243,7 +243,7 @@ class REINFORCETrainer:
         self.model, self.baked_model = copy.deepcopy(baked_model), copy.deepcopy(baked_model).requires_grad_(False)
         self.task, self.thoughts, self.kl_coefficient = task, thoughts, kl_coefficient
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.model.position.weight.device).manual_seed(seed)
 
     @staticmethod
     def compute_reward(
