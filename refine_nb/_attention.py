@@ -288,7 +288,7 @@ class Rows(Cache):
         parts = [s.kept[name][s.within or slice(None), : s.length].repeat_interleave(self.rows // s.rows, 0) for s in self.segments if s.length]
         return torch.cat(parts, 1)
 
-    def resume(self, text: Text, g: int = 1) -> "Rows":
+    def resume(self, text: Text, g: int = 1, room: int = 16) -> "Rows":
         "Begin behind a text that was read, with g rows for each of its own; several share its keys, nothing is copied"
         (s,), t = self.segments, text.length
         keys, values = zip(*(text.kv[slot] for slot in range(self.shape[0])))
@@ -299,12 +299,12 @@ class Rows(Cache):
             for slot in range(self.shape[0]): s.keys[slot, :, :, :t], s.values[slot, :, :, :t] = keys[slot].detach(), values[slot].detach()
         for name, value in text.kept.items(): s.put(name, value.detach())
         s.length = t
-        return self.fork(g)
+        return self.fork(g, room)
 
-    def fork(self, g: int) -> "Rows":
-        "Continue every row g times; what was read so far is shared, not copied. Rows are ordered (row, copy)."
+    def fork(self, g: int, room: int = 16) -> "Rows":
+        "Continue every row g times, with room for more; what was read so far is shared. Rows are ordered (row, copy)."
         if g < 1: raise ValueError(f"a fork into {g} rows is none")
-        if g > 1: self.segments.append(self._segment(self.rows * g, 16))
+        if g > 1: self.segments.append(self._segment(self.rows * g, room))
         return self
 
     def rollback(self, t: int) -> "Rows":

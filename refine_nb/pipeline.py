@@ -155,7 +155,7 @@ def _warm(
     vocab, dtype = problems.vocab, baked.position.weight.dtype
     if dtype != torch.float32:
         raise ValueError(f"the warm start has weights in {dtype}: give {name}'s model as float32, by .float()")
-    chars = getattr(baked, "characters", vocab.chars)  # a model that `thinking_model` did not make may not say
+    chars = getattr(baked, "vocab", vocab).chars  # a model that `thinking_model` did not make may not say
     if baked.cfg.n_symbols != len(vocab) + 1 or chars != vocab.chars:
         raise ValueError(
             f"the warm start knows {baked.cfg.n_symbols} symbols, {name} with a start symbol has {len(vocab) + 1}, "

@@ -15,13 +15,14 @@ from conftest import ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 from smoke import committed
 
+from refine_nb import _ROOMS
 from refine_nb.claims import write_claims
 from refine_nb.verify import certified
 from refine_nb.parameters import read_parameters
 
 COMPONENTS = sorted((ROOT / "nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.ipynb"))
-NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*.ipynb")), *EXPERIMENTS]
+NOTEBOOKS = [*sorted((ROOT / "nbs").glob("*.ipynb")), *sorted((ROOT / "nbs/results").glob("*.ipynb")), *EXPERIMENTS]
 SCRIPTS = sorted(f for room in ("refine_nb", "tests", "tools", "benchmarks") for f in (ROOT / room).glob("*.py"))
 ROOMS = ("nbs", "refine_nb", "experiments", "results", "tests", "tools", "benchmarks", ".github", ".ci")
 LONGEST_BODY, LARGEST_OUTPUT = 40, 1_000_000  # lines; bytes of stored outputs in a notebook
@@ -111,7 +112,8 @@ def imported(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("refine_nb.")}
-        if isinstance(node, ast.ImportFrom) and node.module == "refine_nb": found |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module == "refine_nb":
+            found |= {_ROOMS.get(a.name, a.name) for a in node.names}  # a name of the front door stands in its room
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("refine_nb."): found.add(node.module.split(".")[1])
     return found
 

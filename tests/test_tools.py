@@ -9,7 +9,6 @@ import time
 
 import check
 import nbformat
-import pages
 import pytest
 import reach
 import readme
@@ -22,61 +21,9 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from toy_project import gone
 
 
-@pytest.fixture
-def site(tmp_path):
-    "Two staged pages, as nbdev leaves them for Quarto"
-    folder = tmp_path / "_proc"
-    folder.mkdir()
-    (tmp_path / "_quarto.yml").touch()
-    (folder / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, sidebar.yml]")
-    (folder / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb]}}")
-    write(folder / "index.ipynb", "# Home\n\n[data](01_data.ipynb#words), [the same](/data.html#words), [elsewhere](https://example.org/x)")
-    write(folder / "01_data.ipynb", "# Data\n\n## Words\n\n$e = m$ [up](#data)")
-    return folder
-
-
 def write(path, *cells):
     "A notebook of markdown cells"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells]), path)
-
-
-def test_a_whole_site_has_no_complaints(site):
-    assert pages.check_site(site) == []
-
-
-@pytest.mark.parametrize("text, complaint", [
-    ("[x](02_nothing.ipynb)", "there is no 02_nothing.ipynb"), ("[x](/data.html#nowhere)", "no heading with the id nowhere"), ("![x](figure.png)", "there is no figure.png"),
-    ("[x](#nowhere)", "index.ipynb has no heading"), ("<div>\n\nnever closed", "unclosed")])
-def test_broken_pages_are_found(site, text, complaint):
-    write(site / "index.ipynb", text)
-    assert any(found.startswith("index.ipynb") and complaint in found for found in pages.check_site(site))
-
-
-def test_a_markdown_page_belongs_to_the_site(site):
-    (site / "board.qmd").write_text("---\ntitle: Board\n---\n\n## One\n\n[gone](03_gone.ipynb)")
-    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, board.qmd]}}")
-    assert pages.check_site(site) == ["board.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
-
-
-def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(site):
-    write(site / "02_more.ipynb", "# More")
-    (site.parent / "_quarto.yml").unlink()
-    found = pages.check_site(site)
-    assert any("02_more.ipynb" in line for line in found) and any("_quarto.yml, which is not there" in line for line in found)
-
-
-@pytest.mark.parametrize("other", ["data.qmd", "Data.ipynb", "2a_data.ipynb", "data.html"])
-def test_two_sources_of_one_page_are_refused(site, other):
-    (site / other).write_text("# Data")
-    if other.endswith(".ipynb"): write(site / other, "# Data")
-    first, last = sorted(("01_data.ipynb", other))
-    assert pages.same_name(site) == [f"{first} and {last} would both become data.html: rename one of them"]
-    assert set(pages.same_name(site)) <= set(pages.check_site(site))
-
-
-def test_a_number_stays_in_the_name_of_a_markdown_page(site):
-    (site / "01_data.qmd").write_text("# Data")
-    assert pages.same_name(site) == []
 
 
 def test_links_are_rewritten_for_the_top_of_the_repository(tmp_path, monkeypatch):
@@ -169,7 +116,20 @@ def test_a_change_reaches_who_imports_it(tmp_path):
 
 def test_the_nearest_tests_that_fit_are_chosen():
     near = {"a": 2, "b": 1, "c": 1, "d": 3}
-    assert reach.chosen(near, {"a": 5, "b": 50, "c": 3, "d": 3}, 11) == (["c", "a", "d"], ["b"])
+    took = {"a": {"a::1": 5}, "b": {"b::1": 48, "b::2": 2}, "c": {"c::1": 3}, "d": {"d::1": 3}}
+    assert reach.chosen(near, took, 13) == (["c", "b::2", "a", "d"], ["b"])
+    assert reach.chosen({"tests/test_verify.py": 1, "tests/test_new.py": 1}, {}, 20) == (["tests/test_new.py"], ["tests/test_verify.py"])
+
+
+def test_what_tests_read_of_the_repository_is_reached(tmp_path):
+    for name in ("claims", "sources", "experiments", "house", "rows"): (tmp_path / f"tests/test_{name}.py").parent.mkdir(exist_ok=True), (tmp_path / f"tests/test_{name}.py").touch()
+    reached = {"experiments/claims/a.yaml": "claims sources experiments house", "results/s/runs.csv": "rows house", "README.md": "house"}
+    for file, names in reached.items(): assert reach.reached(tmp_path, {file}) == {reach.test_file(name): 1 for name in names.split()}
+
+
+def test_a_report_gives_seconds_of_every_test(tmp_path):
+    (tmp_path / "tests.xml").write_text('<testsuites><testsuite><testcase classname="tests.test_a" name="test_x[1]" time="0.5"/></testsuite></testsuites>')
+    assert reach.seconds(tmp_path / "tests.xml") == {"tests/test_a.py": {"tests/test_a.py::test_x[1]": 0.5}} and reach.seconds(tmp_path / "none") == {}
 
 
 def test_what_looks_alike_is_checked_once():
