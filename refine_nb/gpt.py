@@ -282,7 +282,7 @@ def _read_prompts(
 ) -> Float[Tensor, "p v"]:  # logits after each prompt
     "Encode prompts a few rows at a time"
     p, s = prompt.shape
-    step, logits = p if prompt.is_cuda else max(1, tokens // s), []
+    step, logits = p if prompt.device.type != "cpu" else max(1, tokens // s), []
     for i in range(0, p, step):
         part = cache.part(i, min(i + step, p))
         logits.append(model.head(model.hidden(prompt[i : i + step], part, last=True)[:, 0]))
