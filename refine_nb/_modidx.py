@@ -946,6 +946,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl.ThoughtRL.state_dict': ( 'thought_rl.html#thoughtrl.state_dict',
                                                                                      'refine_nb/thought_rl.py'),
+                                      'refine_nb.thought_rl.ThoughtRL.terms': ( 'thought_rl.html#thoughtrl.terms',
+                                                                                'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl.ThoughtRL.thinking': ( 'thought_rl.html#thoughtrl.thinking',
                                                                                    'refine_nb/thought_rl.py'),
                                       'refine_nb.thought_rl.ThoughtRLConfig': ( 'thought_rl.html#thoughtrlconfig',

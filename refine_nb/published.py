@@ -190,11 +190,11 @@ class ConfidenceExperimentResults:
 
 # %% ../nbs/28_published.ipynb #pub28compare
 def _contestants(cfg, shape):
-    "name → (new model, objective of a random seed)"
+    "name → (new model, objective of a random seed and a device)"
     ahead = LookaheadConfig.published(cfg.confidence_alpha)
     return {
-        "standard": (lambda: standard_twin(shape), lambda seed: next_token_loss),
-        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed: Lookahead(ahead, seed)),
+        "standard": (lambda: standard_twin(shape), lambda seed, device: next_token_loss),
+        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed, device: Lookahead(ahead, seed, device)),
     }
 
 
@@ -217,10 +217,10 @@ def compare_models(
                 for k in history.keys() & _HISTORY.keys(): history[k].append(row[_HISTORY[k]])
                 if row["step"] % cfg.save_interval == 0: results.save(cfg.results_dir)
 
-            learner, judge = model(), None if judged is None else lambda m: _judge_last_place(m, judged)
+            learner, judge = model().to(ids.device), None if judged is None else lambda m: _judge_last_place(m, judged)
             batches = prepare_confidence_data(ids, shape.context - 1, cfg.batch_size, seed)
             settings = TrainConfig(steps=cfg.training_steps, eval_every=cfg.save_interval)
-            rows = train(learner, objective(seed), batches, settings, judge, callbacks=(keep,), progress=False)
+            rows = train(learner, objective(seed, str(ids.device)), batches, settings, judge, callbacks=(keep,), progress=False)
             results.training_time[name] += rows[-1]["cpu_seconds"]
             if judged is not None: history |= _held_out(learner, judged, rows)
     results.save(cfg.results_dir)
@@ -291,7 +291,7 @@ class REINFORCETrainer:
         self.model, self.baked_model = copy.deepcopy(baked_model), copy.deepcopy(baked_model).requires_grad_(False)
         self.task, self.thoughts, self.kl_coefficient = task, thoughts, kl_coefficient
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.model.position.weight.device).manual_seed(seed)
 
     @staticmethod
     def compute_reward(
