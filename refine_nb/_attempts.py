@@ -63,7 +63,8 @@ def new_attempt(
     return folder
 
 
-_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}  # kinds of file systems with one host
+# kinds of file systems with one host
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}
 
 
 def _on_local_disk(folder: Path) -> bool:

@@ -44,7 +44,8 @@ def named(
         name, is_given, value = given.partition("=")
         if not is_given: raise stop(ValueError(f"--where {given}: write name=value, such as seed=0"))
         if values.get(name, value) != value:
-            raise stop(ValueError(f"--where {name}={values[name]} and {given}: a run has one {name}; give the command twice"))
+            raise stop(ValueError(f"--where {name}={values[name]} and {given}: a run has one {name}; give the "
+                                  "command twice"))
         values[name] = value
     return values
 
@@ -72,7 +73,8 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep file, experiments/sweeps/NAME.yaml, or its name.")],
     workers: Annotated[Optional[int], typer.Option(
         help="Runs at a time. Without it: one per core, or one where there is a GPU.")] = None,
-    results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the project's results/.")] = None,
+    results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the "
+                                                         "project's results/.")] = None,
     runs: Annotated[Optional[Path], typer.Option(help="Keep records here and not in the project's runs/.")] = None,
     refresh: Annotated[bool, typer.Option(
         "--refresh", help="Repeat rows that were recorded at another commit or on another processor.")] = False,
@@ -128,7 +130,8 @@ def claims(
 
 @app.command()
 def verify(
-    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that have a table.")] = None,
+    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that "
+                                                               "have a table.")] = None,
     changed_since: Annotated[Optional[str], typer.Option(
         help="Only few arms, which execute all that changed since this commit.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also arms whose certificate holds for today's code.")] = False,
@@ -153,7 +156,8 @@ def refuse_changed(
 ) -> None:
     "Name the cards that stand on changed rows, and fail"
     for card, rows in changed.items():
-        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}", err=True)
+        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}",
+                   err=True)
     if changed: raise typer.Exit(1)
 
 

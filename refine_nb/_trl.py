@@ -38,7 +38,8 @@ def guided_rollout(
     "A `rollout_func` for `GRPOTrainer`; raises `ValueError` at the first step when it does not fit the trainer"
     if forced not in FORCED: raise ValueError(f"forced {forced!r} is none of {', '.join(FORCED)}")
     try: from trl.models import unwrap_model_for_generation
-    except ImportError as error: raise ImportError('guided rollouts need TRL and transformers: pip install "refine_nb[bench]"') from error
+    except ImportError as error:
+        raise ImportError('guided rollouts need TRL and transformers: pip install "refine_nb[bench]"') from error
 
     def rollout(prompts: list, trainer) -> dict[str, list]:
         train = trainer.model.training
@@ -47,32 +48,45 @@ def guided_rollout(
         if train: _groups(prompts, g, candidates.group_size(trainer.model.config.get_text_config().vocab_size))
         rows, _, fields = trainer._tokenize_prompts(prompts)
         if fields: raise ValueError(f"the prompts have {', '.join(fields)} beside text: guided rollouts read text only")
-        first, weight, chosen = [[]] * len(rows), torch.full((len(rows),), 1 / g), torch.zeros(len(rows), dtype=torch.bool)
-        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator, trainer.args.ds3_gather_for_generation, trainer.generation_kwargs, trainer.args.gradient_checkpointing_kwargs) as model:
+        first = [[]] * len(rows)
+        weight = torch.full((len(rows),), 1 / g)
+        chosen = torch.zeros(len(rows), dtype=torch.bool)
+        with unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator,
+                                         trainer.args.ds3_gather_for_generation, trainer.generation_kwargs,
+                                         trainer.args.gradient_checkpointing_kwargs) as model:
             with eval_mode(model), torch.no_grad():
                 if train:
                     _, logits = _generate(trainer, model, rows[::g], 1, output_logits=True)
                     group = select_candidates((logits / trainer.temperature).log_softmax(-1), candidates)
-                    first, weight, chosen = group.ids.reshape(-1, 1).tolist(), group.weight.flatten(), group.guided.repeat_interleave(g)
+                    first = group.ids.reshape(-1, 1).tolist()
+                    weight = group.weight.flatten()
+                    chosen = group.guided.repeat_interleave(g)
                 completions = _complete(trainer, model, rows, first)
         masks = zip(*_masks(weight, chosen, forced), map(len, completions))
-        return dict(prompt_ids=rows, completion_ids=completions, logprobs=None, env_mask=[[head] + [rest] * (n - 1) for head, rest, n in masks], candidate_weight=weight.tolist())
+        return dict(prompt_ids=rows, completion_ids=completions, logprobs=None,
+                    env_mask=[[head] + [rest] * (n - 1) for head, rest, n in masks], candidate_weight=weight.tolist())
 
     return rollout
 
 
 def _fits(trainer, forced: str) -> None:
     "Refuse a trainer that generates or learns in a way that guided rollouts cannot serve"
-    if trainer.use_vllm or trainer.use_transformers_continuous_batching: raise ValueError("guided rollouts use transformers' generate: set use_vllm and use_transformers_continuous_batching to False")
-    if trainer.tools: raise ValueError("TRL ignores the mask of a rollout_func where there are tools: train without tools")
+    if trainer.use_vllm or trainer.use_transformers_continuous_batching:
+        raise ValueError("guided rollouts use transformers' generate: set use_vllm and "
+                         "use_transformers_continuous_batching to False")
+    if trainer.tools:
+        raise ValueError("TRL ignores the mask of a rollout_func where there are tools: train without tools")
     loss, level = trainer.loss_type, trainer.importance_sampling_level
-    if forced == "weighted" and (loss not in ("dapo", "dr_grpo") or level != "token"): raise ValueError(f'loss_type {loss!r} with {level!r} ratios divides weights out again: weighted needs "dapo" or "dr_grpo" and "token"')
+    if forced == "weighted" and (loss not in ("dapo", "dr_grpo") or level != "token"):
+        raise ValueError(f'loss_type {loss!r} with {level!r} ratios divides weights out again: weighted needs "dapo" '
+                         'or "dr_grpo" and "token"')
 
 
 def _groups(prompts: list, g: int, size: int) -> None:
     "Refuse a batch that is not made of groups of the candidates' size"
     if size != g: raise ValueError(f"there are {size} candidates a group and num_generations is {g}: make them equal")
-    if len(prompts) % g or any(prompts[i] != prompts[i - i % g] for i in range(len(prompts))): raise ValueError(f"{len(prompts)} prompts are not groups of {g} equal ones: each process must get whole groups")
+    if len(prompts) % g or any(prompts[i] != prompts[i - i % g] for i in range(len(prompts))):
+        raise ValueError(f"{len(prompts)} prompts are not groups of {g} equal ones: each process must get whole groups")
 
 
 def _complete(trainer, model, rows: list[list[int]], first: list[list[int]]) -> list[list[int]]:
@@ -87,7 +101,8 @@ def _generate(trainer, model, rows: list[list[int]], n: int, **settings) -> tupl
     "What transformers' generate draws after rows of any length; with `output_logits`, the logits after each row"
     width, config = max(map(len, rows)), deepcopy(trainer.generation_config)
     config.update(max_new_tokens=n, return_dict_in_generate=True, **settings)
-    ids = torch.tensor([[trainer._tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], device=model.device)
+    ids = torch.tensor([[trainer._tokenizer.pad_token_id] * (width - len(row)) + row for row in rows],
+                       device=model.device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
     return out.sequences[:, width:], out.logits[0].float().cpu() if out.logits else None

@@ -185,7 +185,8 @@ class _Pair:
         "Start the side whose turn it is"
         scratch = self.folder / self.side
         scratch.mkdir(parents=True)
-        job, self.names = job_of(self.unit, self.trees[self.side], scratch, self.work.rows, _LIMIT, self.side == "after")
+        job, self.names = job_of(self.unit, self.trees[self.side], scratch, self.work.rows, _LIMIT,
+                                 self.side == "after")
         self.runner.start(job, scratch)
 
     def ended(self) -> bool:

@@ -24,14 +24,16 @@ class WandbLog:
         **settings,  # of `wandb.init`
     ):
         try: import wandb
-        except ImportError as e: raise ImportError("Weights & Biases is not installed: pip install 'refine_nb[wandb]'") from e
+        except ImportError as e:
+            raise ImportError("Weights & Biases is not installed: pip install 'refine_nb[wandb]'") from e
         self.wandb, self.prefix = wandb, prefix
         self.run = wandb.init(project=project, config=dict(config or {}), dir=str(folder), mode=mode, **settings)
 
     def __call__(self, row: Mapping[str, object]) -> None:
         "One row of the log"
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        self.run.log({k if "/" in k or k.startswith("val_") else self.prefix + k: v for k, v in numbers.items()}, step=row["step"])
+        self.run.log({k if "/" in k or k.startswith("val_") else self.prefix + k: v for k, v in numbers.items()},
+                     step=row["step"])
 
     def artifact(
         self,
