@@ -141,7 +141,7 @@ def verify(
         "--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
-    "Run recorded commits and today's code, shortened, and compare every number; certificates: results/NAME/verified.csv."
+    "Run recorded commits and today's code, shortened, and compare; certificates go to results/NAME/verified.csv."
     from refine_nb import verify as library
     with refusing():
         if states: return typer.echo(library.count_states(root))
@@ -169,7 +169,7 @@ def clean(
     runs: Annotated[Optional[Path], typer.Option(help="This folder of records and not the project's runs/.")] = None,
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
-    "Remove what runs left behind: logs of failures, records that were replaced, dead attempts. Never a published record."
+    "Remove what runs left behind: logs of failures, replaced records, dead attempts. Never a published record."
     from refine_nb._clean import remove_waste, report, waste
     from refine_nb._project import find_root
     top = find_root(root)

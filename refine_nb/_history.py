@@ -1,4 +1,4 @@
-"""What git remembers: when a card was first committed in each version, and when an arm was run with each random seed."""
+"""What git remembers: when each version of a card was committed, and when an arm was run with each random seed."""
 import csv
 import io
 import json

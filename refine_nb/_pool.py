@@ -188,7 +188,7 @@ def _kernel_died(error: Exception) -> bool:
 
 
 class Worker:
-    "A pool of one process, rebuilt when the process dies: a death is known to be its own and costs no neighbour anything"
+    "A pool of one process, rebuilt when the process dies: a death is its own and costs no neighbour anything"
 
     def __init__(self): self.pool, self.pid = None, None
 

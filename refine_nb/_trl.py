@@ -3,20 +3,25 @@
     guided = CandidateConfig(threshold=0, top_k=4, n_random=4, confident_k=4)           # groups of 8 = num_generations
     GRPOTrainer(model, reward, args, data, rollout_func=guided_rollout(guided))
 
-What follows a forced token is drawn from the policy, so it teaches without bias what to do after that token, whoever chose the token. The forced token
-itself was not drawn: TRL would take it for a sample and credit every candidate alike, however unlikely the policy finds it. `forced` says what it teaches:
+What follows a forced token is drawn from the policy, so it teaches without bias what to do after that token, whoever
+chose the token. The forced token itself was not drawn: TRL would take it for a sample and credit every candidate
+alike, however unlikely the policy finds it. `forced` says what it teaches:
 
-masked      nothing (`env_mask` 0): unbiased for texts that begin with a candidate, each as often as the others; noisy, as all starts share TRL's baseline.
-weighted    what its weight says: the weight multiplies the whole completion, as in `refine_nb.grpo.RolloutGRPO`, so that the policy's own expected reward is
-            climbed, first token included. TRL has no weights; they travel in `env_mask`, scaled to a mean of 1, and reach loss and normaliser of
-            "dapo" and "dr_grpo" ("grpo" would divide them out again). The lengths that TRL logs are weighted too.
+masked      nothing (`env_mask` 0): unbiased for texts that begin with a candidate, each as often as the others; noisy,
+            as all starts share TRL's baseline.
+weighted    what its weight says: the weight multiplies the whole completion, as in `refine_nb.grpo.RolloutGRPO`, so
+            that the policy's own expected reward is climbed, first token included. TRL has no weights; they travel in
+            `env_mask`, scaled to a mean of 1, and reach loss and normaliser of "dapo" and "dr_grpo" ("grpo" would
+            divide them out again). The lengths that TRL logs are weighted too.
 sampled     as much as a sample: TRL's bias, kept as a control.
 
-Contexts that sample (estimator "on_policy", or beyond `exhaustive_ratio`) force nothing, and nothing is masked there. Evaluation samples too: a forced
-start does not measure the policy. Reward functions get `candidate_weight`, one per completion. A weight of 0 marks a filler in a confident context: it is
-masked whole, but TRL counts its reward in the group's mean unless the reward function returns None for it; `threshold=0` has no fillers.
-Candidates and weights are those of softmax(logits / temperature), which is also what TRL scores. TRL gives a padded prompt the positions of its padding
-when it scores: a model with absolute positions (GPT-2) needs prompts of one length. Draws come from torch's generator, which TRL seeds and saves.
+Contexts that sample (estimator "on_policy", or beyond `exhaustive_ratio`) force nothing, and nothing is masked there.
+Evaluation samples too: a forced start does not measure the policy. Reward functions get `candidate_weight`, one per
+completion. A weight of 0 marks a filler in a confident context: it is masked whole, but TRL counts its reward in the
+group's mean unless the reward function returns None for it; `threshold=0` has no fillers. Candidates and weights are
+those of softmax(logits / temperature), which is also what TRL scores. TRL gives a padded prompt the positions of its
+padding when it scores: a model with absolute positions (GPT-2) needs prompts of one length. Draws come from torch's
+generator, which TRL seeds and saves.
 """
 
 from collections.abc import Callable

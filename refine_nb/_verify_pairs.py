@@ -1,4 +1,4 @@
-"""A recorded commit and today's code, run side by side on shortened arms. The notebook `98_verify` explains and shows it."""
+"""A recorded commit and today's code, run side by side on shortened arms. The notebook `98_verify` explains it."""
 import json
 import os
 import shutil

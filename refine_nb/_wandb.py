@@ -4,7 +4,7 @@
         result = run_reinforcement(folder, baked, task, thoughts, callbacks=(log,))
         log.artifact(folder / "model.safetensors", "thinker")
 
-Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run whenever its owner wants it sent.
+Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run when its owner wants it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class WandbLog:
-    "Sends every row of a training run to Weights & Biases; raises `ImportError` with the way out where it is not installed"
+    "Sends every row of a training run to Weights & Biases; raises `ImportError` where it is not installed"
 
     def __init__(
         self,

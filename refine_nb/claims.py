@@ -142,7 +142,8 @@ def judge_card(
     "The verdict on one card"
     full, rule, narrow = _completed(card, past), card["rule"], _narrowed(table, card["metric"])
     try:
-        arms = {name: select_rows(narrow, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
+        arms = {name: select_rows(narrow, full, where)
+                for name, where in [("arm", full["arm"]), *full["controls"].items()]}
         arm, controls = arms.pop("arm"), arms or {"": None}
         _check_metric(card, table)
         measure = over_seeds if rule["test"] in SEED_TESTS else over_windows
@@ -150,7 +151,8 @@ def judge_card(
     except Undecided as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
     zero = bool(full["controls"]) or METRICS.get(card["metric"], Shape()).zero
     rulings = {name: ruling(x, rule, zero) for name, x in numbers.items()}
-    verdict, used = combined_verdict(rulings), _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
+    verdict = combined_verdict(rulings)
+    used = _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
     reasons = {n: why for n, (word, why) in rulings.items() if why and word == verdict}
     reasons = [f"against {n}: {why}" if len(rulings) > 1 else why for n, why in reasons.items()]
     text = "; ".join([*(interval_text(n, x) for n, x in numbers.items()), *reasons])
@@ -165,7 +167,8 @@ def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"
     parameters = {n for p in table["parameters"].tolist() for n in p.split()}
     other = {*ID_COLUMNS, *RUN_COLUMNS, *parameters} - _COUNTED
-    if card["metric"] in other: raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
+    if card["metric"] in other:
+        raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
     if card["metric"] not in table:
         metrics = sorted(set(table.columns) - other)
         raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], metrics)}")
@@ -186,7 +189,8 @@ def _used_rows(arms: list, card: Mapping[str, object]) -> list[dict]:
     for rows in arms:
         mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
         chosen = rows[mine] if drawn else rows[:1]
-        names = {"id", "experiment", "parameters", "started", "cards", "processor"}.union(*map(str.split, chosen["parameters"]))
+        names = {"id", "experiment", "parameters", "started", "cards",
+                 "processor"}.union(*map(str.split, chosen["parameters"]))
         rows_used += chosen[[c for c in chosen if c in names]].to_dict("records")
     return rows_used
 
@@ -257,7 +261,8 @@ def judge_cards(
     wanted = {c["id"] for c in cards if sweeps is None or c["sweep"] in sweeps}
     cards = [c for c in cards if studies[c["id"]] in {studies[id] for id in wanted}]
     tables = {s: results_table(top, s) for s in {c["sweep"] for c in cards}}
-    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past) for c in cards}
+    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past)
+                for c in cards}
     for v in verdicts.values():
         if v.verdict == "open" and not v.rows: _check_pins(v.card, top, past)
     return {id: v for id, v in _in_studies(verdicts, studies).items() if id in wanted}
@@ -306,7 +311,7 @@ def write_claims(
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write history, CLAIMS.md, the board and the page of sources; returns verdicts and, checking, files that disagree"
+    "Judge all cards and write history, CLAIMS.md and pages; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_cards(root, past=past)

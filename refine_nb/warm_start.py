@@ -132,7 +132,8 @@ def save_thinking_model(
 ) -> Path:
     "Write a thinking model into one file, whole or not at all; `load_thinking_model(file)` is the way back"
     if type(model) is not ContextualGPT:
-        raise TypeError(f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a start symbol")
+        raise TypeError(f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a "
+                        "start symbol")
     file = Path(file)
     chars = load_task(*task).vocab.chars
     settings = dict(task=task, vocab=chars, model=asdict(model.cfg), thoughts=asdict(thoughts))
@@ -147,7 +148,8 @@ def load_thinking_model(
 ) -> tuple[ContextualGPT, Task, ThoughtConfig]:
     "A saved thinking model with its task; raises `FileNotFoundError`, and `ValueError` for a broken or foreign file"
     if Path(file).is_dir(): raise ValueError(f"{file} is a folder: give {Path(file) / 'model.safetensors'}")
-    if not Path(file).is_file(): raise FileNotFoundError(f"{file} is no file: no model was saved there by save_thinking_model")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} is no file: no model was saved there by save_thinking_model")
     metadata, weights = _read_tensors(file)
     if "thinker" not in metadata:
         raise ValueError(f"{file} was not written by save_thinking_model: it does not say what it thinks about")
@@ -174,4 +176,5 @@ def _read_tensors(file: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with DeferredInterrupt(), safe_open(file, "pt") as f:
             return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
     except SafetensorError as why:
-        raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that save_thinking_model wrote") from why
+        raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that "
+                         "save_thinking_model wrote") from why
