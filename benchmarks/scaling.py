@@ -1,6 +1,6 @@
 """Time and peak memory of one training step against width, depth and context; each point in a process of its own.
 
-    python benchmarks/scaling.py          # a few minutes; writes benchmarks/scaling.csv, which nbs/speed.ipynb draws
+    python benchmarks/scaling.py          # a few minutes; writes benchmarks/scaling.csv, which nbs/results/speed.ipynb draws
 
 One factor is varied at a time around 4 layers × 4 heads × 128 with 12 windows of 64; the last row is the `gpu` preset with
 12 windows of 256. Peak memory is the process's peak resident set, interpreter and torch (about 300 MB) included.

@@ -350,6 +350,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'refine_nb.gpt.ContextualGPT.__init__': ('gpt.html#contextualgpt.__init__', 'refine_nb/gpt.py'),
                                'refine_nb.gpt.ContextualGPT.attention_logit_max': ( 'gpt.html#contextualgpt.attention_logit_max',
                                                                                     'refine_nb/gpt.py'),
+                               'refine_nb.gpt.ContextualGPT.decoder': ('gpt.html#contextualgpt.decoder', 'refine_nb/gpt.py'),
                                'refine_nb.gpt.ContextualGPT.embed': ('gpt.html#contextualgpt.embed', 'refine_nb/gpt.py'),
                                'refine_nb.gpt.ContextualGPT.forward': ('gpt.html#contextualgpt.forward', 'refine_nb/gpt.py'),
                                'refine_nb.gpt.ContextualGPT.hidden': ('gpt.html#contextualgpt.hidden', 'refine_nb/gpt.py'),

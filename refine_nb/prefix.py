@@ -96,7 +96,7 @@ class Prefix:
         room: int = 0,  # characters to come, if that is known
     ) -> Rows:
         "Texts side by side that go on from here, without gradients; several share what was read"
-        return self.model.new_cache(len(self.ids), self.ids.shape[1] + room).resume(self.text, g)
+        return self.model.new_cache(len(self.ids), self.ids.shape[1] + room).resume(self.text, g, room or 16)
 
     def branches(
         self,
@@ -140,8 +140,7 @@ def generate(
     out = torch.empty(b * g, n, dtype=torch.long, device=prefix.ids.device)
     out[:, 0] = (sample_next(prefix.next_logits.repeat_interleave(g, 0), temperature, None, generator) if first is None
                  else first.flatten())
-    if n > 1: rows = prefix.rows(g, n)
     with eval_mode(model):
-        for i in range(1, n):
-            out[:, i] = sample_next(model(out[:, i - 1 : i], rows)[:, -1], temperature, None, generator)
+        step = model.decoder(prefix.rows(g, n)) if n > 1 else None
+        for i in range(1, n): out[:, i] = sample_next(step(out[:, i - 1]), temperature, None, generator)
     return out.unflatten(0, (b, g))

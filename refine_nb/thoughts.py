@@ -131,9 +131,9 @@ class ThoughtGenerator:
         ids[:, 0] = c.start
         ended, done, natural = (torch.zeros(rows, dtype=torch.bool, device=device) for _ in range(3))
         since = torch.zeros(rows, dtype=torch.long, device=device)  # characters since the thought's end
-        cache = trunk.rows(c.n_thoughts, n)
+        step = model.decoder(trunk.rows(c.n_thoughts, n))
         for i in range(1, n):
-            new = sample_next(model(ids[:, i - 1 : i], cache)[:, -1], c.temperature, None, generator)
+            new = sample_next(step(ids[:, i - 1]), c.temperature, None, generator)
             late = ~ended & (i == c.length + 1)  # whatever is drawn here, the end is written: nobody's choice
             ids[:, i] = torch.where(done, self.stop, torch.where(late, c.end, new))
             over = ~ended & (ids[:, i] == c.end)

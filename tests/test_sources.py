@@ -56,6 +56,13 @@ def test_a_card_that_claims_the_opposite_counts_the_other_way_round(tmp_path):
     assert "1 systems (the first three columns) and 2 claims" in page
 
 
+def test_tables_of_the_page_are_rectangles_and_its_counts_add_up(tmp_path):
+    page = sources_page(small(tmp_path), {"harms": "reproduced", "other": "open"})
+    tables = re.findall(r"(?:^\|.*\n?)+", page, re.M)
+    assert len(tables) == 3 and all(len({row.count("|") for row in table.splitlines()}) == 1 for table in tables)
+    assert "| G: A plan | 1 | 0 | 0 | 1 | 1 |\n| **all** | **1** | **0** | **0** | **1** | **1** |" in page
+
+
 @pytest.mark.parametrize("old, new, message", [
     ("-harms", "-hamrs", "G2: no card 'hamrs'; did you mean 'harms'"),
     ("state: present", "state: gone", "G1: no state 'gone'"),

@@ -424,8 +424,11 @@ def test_a_saved_model_loads_in_one_line(tmp_path, monkeypatch):
 PASSES, FAILS = Finding(1.0, 0.9, 1.1, 0.5, "pass", "fine"), Finding(0.0, -0.1, 0.1, 0.5, "fail", "0.000 (-0.100 … 0.100) against 0.5")
 
 
+UPDATES = 6  # of a small run, each validated and tested
+
+
 def small(folder, model, **changes):
-    return run_reinforcement(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
+    return run_reinforcement(folder, model, ("s5", 1), THOUGHTS, **dict(training=TrainConfig(steps=UPDATES, lr=1e-3, warmup=2), batch=4, items=20, seed=0, progress=False) | changes)
 
 
 def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
@@ -446,7 +449,7 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
     finally: pipeline.save_thinking_model = real
     assert "ablation decidedly failed" in result.stopped and validator.calls == 5 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
-    assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
+    assert len(result.rows) < UPDATES and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
 
 
 def test_what_the_warm_start_fails_stops_nothing(tmp_path, trained):
@@ -496,8 +499,8 @@ def test_what_was_passed_is_not_forgiven_at_the_end_either(tmp_path, trained, pa
     calls = []
     def validator(evidence):
         calls.append(evidence)
-        return Report(PASSES, PASSES if passed and 2 <= len(calls) <= 13 else FAILS, PASSES)
-    assert ("after 48 episodes ablation decidedly failed" in small(tmp_path, trained, validator=validator).stopped) == passed and len(calls) == 16
+        return Report(PASSES, PASSES if passed and 2 <= len(calls) <= UPDATES + 1 else FAILS, PASSES)
+    assert (f"after {4 * UPDATES} episodes ablation decidedly failed" in small(tmp_path, trained, validator=validator).stopped) == passed and len(calls) == UPDATES + 4
 
 
 def test_a_run_that_diverges_says_so(tmp_path, trained):
@@ -537,10 +540,10 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
         return real(file, model, *rest)
     monkeypatch.setattr(pipeline, "save_thinking_model", keep)
     result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
-    assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
+    assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == UPDATES
     assert torch.equal(result.model.token.weight, seen[-1]) and not torch.equal(result.model.token.weight, whole.model.token.weight) and not torch.equal(seen[-1], seen[0])
     said = json.loads((tmp_path / "log.json").read_text())
-    assert said["stopped"] == result.stopped and len(said["rows"]) == 12 and said["final"]["accuracy_greedy"] == result.final["accuracy_greedy"] and said["report"]["ablation"]["verdict"] == "pass"
+    assert said["stopped"] == result.stopped and len(said["rows"]) == UPDATES and said["final"]["accuracy_greedy"] == result.final["accuracy_greedy"] and said["report"]["ablation"]["verdict"] == "pass"
 
 
 def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
@@ -600,7 +603,7 @@ def test_rewards_that_stop_varying_end_a_run_with_its_model(tmp_path, trained, m
         earned, right = real(self, trunk, found, answer, items)
         return (torch.ones_like(earned), right) if len(calls) > 5 else (earned, right)
     monkeypatch.setattr(ThoughtRL, "reward", reward)
-    result = small(tmp_path, trained, cfg=ThoughtRLConfig("gain", patience=3))
+    result = small(tmp_path, trained, cfg=ThoughtRLConfig("gain", patience=3), training=TrainConfig(steps=12, lr=1e-3, warmup=2))
     assert result.stopped.startswith("for 3 updates all 3 thoughts") and len(calls) == 8 and len(result.rows) == 6  # one call counts operations, the last row is of the update before it stopped
     saved = load_thinking_model(tmp_path / "model.safetensors")[0]
     assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), result.model.parameters())) and not torch.equal(saved.token.weight, trained.token.weight)
@@ -630,8 +633,8 @@ def test_one_thought_learns_without_a_baseline():
 
 def test_an_undecided_failure_stops_nothing(tmp_path, trained):
     result = small(tmp_path, trained)
-    assert result.stopped == "" and len(result.rows) == 12 and result.report.correlation.verdict == "undecided"
-    assert result.rows[-1]["rl/episode"] == 48 and {"rl/coherence_semantic", "rl/thought_diversity", "val_accuracy_greedy"} <= set(result.rows[-1])
+    assert result.stopped == "" and len(result.rows) == UPDATES and result.report.correlation.verdict == "undecided"
+    assert result.rows[-1]["rl/episode"] == 4 * UPDATES and {"rl/coherence_semantic", "rl/thought_diversity", "val_accuracy_greedy"} <= set(result.rows[-1])
 
 
 @pytest.mark.parametrize("act, message", [
@@ -968,7 +971,7 @@ def test_the_description_s_optimizer_bakes_and_reinforces(tmp_path):
     with pytest.raises(ValueError, match="another run: optimizer"): run_warm_start(tmp_path / "baked", ("s5", 1), optimizer=with_preset("bake", grokfast_lambda=0.5), **short)
     told = small(tmp_path / "rl", baked.model, optimizer=with_preset("rl"))
     with pytest.raises(ValueError, match="another run: optimizer"): small(tmp_path / "rl", baked.model, optimizer=with_preset("rl", qk_clip_threshold=10.0))
-    assert len(told.rows) == 12 and not torch.equal(told.model.token.weight, baked.model.token.weight)
+    assert len(told.rows) == UPDATES and not torch.equal(told.model.token.weight, baked.model.token.weight)
 
 
 def test_a_run_records_what_is_logged(tmp_path, trained):
@@ -1023,15 +1026,15 @@ def test_one_folder_is_for_one_call_at_a_time(tmp_path, trained):
         if row["step"] == 2:
             with pytest.raises(RuntimeError, match="is in use by another call"): small(tmp_path, trained)
             refused.append(row)
-    assert len(small(tmp_path, trained, callbacks=(second,)).rows) == 12 and refused
-    assert len(small(tmp_path, trained).rows) == 12  # free again
+    assert len(small(tmp_path, trained, callbacks=(second,)).rows) == UPDATES and refused
+    assert len(small(tmp_path, trained).rows) == UPDATES  # free again
 
 
 def test_bad_input_found_late_leaves_the_folder_free(tmp_path, trained):
     for validator in (lambda evidence: True, lambda evidence: None):
         with pytest.raises(TypeError, match="has to return a Report"): small(tmp_path, trained, validator=validator)
     assert [p.name for p in tmp_path.iterdir()] == [".in_use"]
-    assert len(small(tmp_path, trained).rows) == 12
+    assert len(small(tmp_path, trained).rows) == UPDATES
 
 
 @pytest.mark.parametrize("good", [1, 3])

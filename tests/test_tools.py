@@ -169,7 +169,20 @@ def test_a_change_reaches_who_imports_it(tmp_path):
 
 def test_the_nearest_tests_that_fit_are_chosen():
     near = {"a": 2, "b": 1, "c": 1, "d": 3}
-    assert reach.chosen(near, {"a": 5, "b": 50, "c": 3, "d": 3}, 11) == (["c", "a", "d"], ["b"])
+    took = {"a": {"a::1": 5}, "b": {"b::1": 48, "b::2": 2}, "c": {"c::1": 3}, "d": {"d::1": 3}}
+    assert reach.chosen(near, took, 13) == (["c", "b::2", "a", "d"], ["b"])
+    assert reach.chosen({"tests/test_verify.py": 1, "tests/test_new.py": 1}, {}, 20) == (["tests/test_new.py"], ["tests/test_verify.py"])
+
+
+def test_what_tests_read_of_the_repository_is_reached(tmp_path):
+    for name in ("claims", "sources", "experiments", "house", "rows"): (tmp_path / f"tests/test_{name}.py").parent.mkdir(exist_ok=True), (tmp_path / f"tests/test_{name}.py").touch()
+    reached = {"experiments/claims/a.yaml": "claims sources experiments house", "results/s/runs.csv": "rows house", "README.md": "house"}
+    for file, names in reached.items(): assert reach.reached(tmp_path, {file}) == {reach.test_file(name): 1 for name in names.split()}
+
+
+def test_a_report_gives_seconds_of_every_test(tmp_path):
+    (tmp_path / "tests.xml").write_text('<testsuites><testsuite><testcase classname="tests.test_a" name="test_x[1]" time="0.5"/></testsuite></testsuites>')
+    assert reach.seconds(tmp_path / "tests.xml") == {"tests/test_a.py": {"tests/test_a.py::test_x[1]": 0.5}} and reach.seconds(tmp_path / "none") == {}
 
 
 def test_what_looks_alike_is_checked_once():

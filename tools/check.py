@@ -126,17 +126,22 @@ def known_seconds(notebook: Path) -> float:
     return float(file.read_text()) if file.exists() else AVERAGE
 
 
+def notebooks() -> list[Path]:
+    "The notebooks of nbs/, result pages included"
+    return [*sorted((ROOT / "nbs").glob("*.ipynb")), *sorted((ROOT / "nbs/results").glob("*.ipynb"))]
+
+
 def notebook_jobs(found: list[Path] | None = None) -> list[Job]:
     "Every cell of nbs/ runs, assertions included"
-    return [job("notebooks", f.stem, known_seconds(f), "notebook", f) for f in found or sorted((ROOT / "nbs").glob("*.ipynb"))]
+    return [job("notebooks", f.stem, known_seconds(f), "notebook", f) for f in found or notebooks()]
 
 
-def experiment_jobs() -> list[Job]:
+def experiment_jobs(found: list[Path] | None = None) -> list[Job]:
     "Every experiment notebook in its smoke preset, through the sweep runner, into build/smoke"
     folder, jobs = ROOT / "build/smoke", []
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for notebook in sorted((ROOT / "experiments").glob("*.ipynb")):
+    for notebook in found or sorted((ROOT / "experiments").glob("*.ipynb")):
         sweep, file = smoke_sweep(ROOT, notebook), folder / f"{notebook.stem}.yaml"
         file.write_text(yaml.safe_dump(sweep))
         command = ["sweep", file, "--results", folder / "results", "--runs", folder / "runs", "--workers", 1]
@@ -159,7 +164,7 @@ def page_jobs() -> list[Job]:
     return [Job("pages", "site", 15, lambda: call("python", "tools/pages.py"))]
 
 
-def tests(files: list[Path] | None = None) -> bool:
+def tests(files: list[str] | None = None) -> bool:  # or single tests
     "pytest over tests/ on all workers, on kernels of their own: some tests kill what started them"
     report = ROOT / ("build/some-tests.xml" if files else "build/tests.xml")
     report.unlink(missing_ok=True)
@@ -194,7 +199,8 @@ def side_by_side(jobs: list[Job]) -> dict[str, list[bool]]:
 
 def budget() -> list[str]:
     "What notebooks took, beside what they may; a table to read, no test"
-    took = sorted(((float(f.read_text()), f.name) for f in SECONDS.glob("*") if (ROOT / f"nbs/{f.name}.ipynb").exists()), reverse=True)
+    known = {f.stem for f in notebooks()}
+    took = sorted(((float(f.read_text()), f.name) for f in SECONDS.glob("*") if f.name in known), reverse=True)
     if not took: return []
     average = sum(seconds for seconds, _ in took) / len(took)
     over = [f"  {seconds:6.1f} CPU-s  {name}" + (f"  more than {BUDGET}" if seconds > BUDGET else "") for seconds, name in took if seconds > AVERAGE]
@@ -223,16 +229,21 @@ def count() -> str:
 
 
 def changed(commit: str = "HEAD") -> int:
-    "What a change since a commit reaches, as much as fits in a minute: sync, ruff, notebooks, tests"
+    "What a change since a commit reaches, as much as fits in a minute: sync, ruff, notebooks, experiments, tests"
     start, files = time.time(), reach.changed_files(ROOT, commit)
+    pages = [f for f in notebooks() if f.relative_to(ROOT).as_posix() in files]
+    slow = [f for f in pages if known_seconds(f) > BUDGET]
+    pages = [f for f in pages if f not in slow]
+    experiments = [f for f in sorted((ROOT / "experiments").glob("*.ipynb")) if f.relative_to(ROOT).as_posix() in files]
     jobs = [*sync_jobs(), Job("lint", "ruff", 1, lambda: call("ruff", "check", "."))]
-    changed = [f for f in sorted((ROOT / "nbs").glob("*.ipynb")) if f.relative_to(ROOT).as_posix() in files]
-    jobs += notebook_jobs([f for f in changed if known_seconds(f) <= BUDGET]) if changed else []
+    if pages: jobs += notebook_jobs(pages)
+    if experiments: jobs += experiment_jobs(experiments)
     passed = side_by_side(jobs)
-    chosen, left = reach.chosen(reach.reached(ROOT, files), reach.seconds(ROOT / "build/tests.xml"), WORKERS * (55 - (time.time() - start)))
-    good = all(all(p) for p in passed.values()) and (not chosen or tests([ROOT / f for f in chosen]))
-    for f in left: print(f"left to `make test`: {f}")
-    print(f"{'passed' if good else 'FAILED'}  after {time.time() - start:.0f} s: {len(files)} changed files, {len(chosen)} files of tests, {len(left)} left")
+    room = WORKERS * (48 - (time.time() - start))
+    chosen, left = reach.chosen(reach.reached(ROOT, files), reach.seconds(ROOT / "build/tests.xml"), room)
+    good = all(all(p) for p in passed.values()) and (not chosen or tests(chosen))
+    for f in [*(f.relative_to(ROOT) for f in slow), *left]: print(f"left to `make test`, wholly or in part: {f}")
+    print(f"{'passed' if good else 'FAILED'}  after {time.time() - start:.0f} s: {len(files)} changed files, {len(chosen)} tests or files of them, {len(left)} left")
     return int(not good)
 
 

@@ -21,7 +21,7 @@ def stage() -> Path:
     nbdev_sidebar.__wrapped__(file_glob=None, file_re=r"\.(?:ipynb|qmd)$")  # as the command nbdev-docs calls it
     pages = proc_nbs(n_workers=0, force=True)
     if not get_config().git_url:  # nbdev writes its "source" links even where no repository address is known
-        for page in pages.glob("*.ipynb"): page.write_text(re.sub(r"\[source\]\(/blob/[^\n]*?\\n", r"\\n", page.read_text()))
+        for page in pages.rglob("*.ipynb"): page.write_text(re.sub(r"\[source\]\(/blob/[^\n]*?\\n", r"\\n", page.read_text()))
     return pages
 
 
@@ -71,7 +71,7 @@ def broken(target: str, page: str, folder: Path, ids: dict[str, set[str]]) -> st
     "Why a link of `page` leads nowhere; the empty string if it leads somewhere"
     if re.match(r"[a-z][a-z0-9+.-]*:", target): return ""  # another site: not followed
     path, _, anchor = unquote(target).lstrip("/").partition("#")
-    path = path or page
+    path = os.path.normpath(os.path.join("" if target.startswith("/") else os.path.dirname(page), path)) if path else page
     if path not in ids and not (folder / path).exists(): return f"{target}: there is no {path}"
     if anchor and path in ids and anchor not in ids[path]: return f"{target}: {path} has no heading with the id {anchor}"
     return ""
@@ -80,15 +80,26 @@ def broken(target: str, page: str, folder: Path, ids: dict[str, set[str]]) -> st
 def rendered(page: Path) -> str:
     "The name of a page on the site: nbdev drops a notebook's number, Quarto keeps the name of any other page"
     stem = re.sub(r"^\d+[a-z]?_", "", page.stem) if page.suffix == ".ipynb" else page.stem
-    return f"{stem}.html"
+    return page.with_name(f"{stem}.html").as_posix()
 
 
 def same_name(pages: Path) -> list[str]:
     "Complaints about files that would become one page; capital letters make no difference, as on some disks"
     sources = defaultdict(list)
-    for page in sorted(p for p in pages.iterdir() if p.suffix in PAGES): sources[rendered(page).lower()].append(page.name)
+    for page in staged_pages(pages, PAGES): sources[rendered(page).lower()].append(page.as_posix())
     return [f"{' and '.join(names)} would both become {name}: rename one of them"
             for name, names in sources.items() if len(names) > 1]
+
+
+def staged_pages(folder: Path, kinds: tuple[str, ...] = (".ipynb", ".qmd")) -> list[Path]:
+    "The pages below a folder, by their paths inside it; folders that begin with _ are no part of the site"
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.suffix in kinds)
+    return sorted(p for p in found if not any(part.startswith(("_", ".")) for part in p.parts))
+
+
+def in_sidebar(contents: list) -> list[str]:
+    "The pages that a sidebar lists, sections included"
+    return [page for entry in contents for page in ([entry] if isinstance(entry, str) else in_sidebar(entry["contents"]))]
 
 
 def check_site(pages: Path) -> list[str]:
@@ -96,13 +107,13 @@ def check_site(pages: Path) -> list[str]:
     found, ids, targets = same_name(pages), {}, {}
     for name in yaml.safe_load((pages / "_quarto.yml").read_text())["metadata-files"]:
         if not (pages / name).exists(): found.append(f"_quarto.yml includes {name}, which is not there")
-    staged = sorted([*pages.glob("*.ipynb"), *pages.glob("*.qmd")])
-    listed = yaml.safe_load((pages / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    if sorted(listed) != [page.name for page in staged]: found.append(f"sidebar.yml lists {listed}, the pages are {[page.name for page in staged]}")
+    staged = [page.as_posix() for page in staged_pages(pages)]
+    listed = in_sidebar(yaml.safe_load((pages / "sidebar.yml").read_text())["website"]["sidebar"]["contents"])
+    if sorted(listed) != staged: found.append(f"sidebar.yml lists {listed}, the pages are {staged}")
     for page in staged:
-        ids[page.name], targets[page.name], text = anchors_and_targets(prose(page))
-        found += [f"{page.name}: {complaint}" for complaint in (parse(page), text) if complaint]
-    html = {rendered(pages / name): name for name in ids}
+        ids[page], targets[page], text = anchors_and_targets(prose(pages / page))
+        found += [f"{page}: {complaint}" for complaint in (parse(pages / page), text) if complaint]
+    html = {rendered(Path(name)): name for name in ids}
     for page, links in targets.items():
         everywhere = ids | {rendered: ids[name] for rendered, name in html.items()}
         found += [f"{page}: {why}" for link in links if (why := broken(link, page, pages, everywhere))]
@@ -133,7 +144,7 @@ def main() -> int:
     os.chdir(ROOT)
     pages = stage()
     found = check_site(pages) + check_loose(ROOT)
-    print(*found, f"{len([*pages.glob('*.ipynb'), *pages.glob('*.qmd')])} pages of the site parsed, {len(found)} complaints", sep="\n")
+    print(*found, f"{len(staged_pages(pages))} pages of the site parsed, {len(found)} complaints", sep="\n")
     if found: return 1
     if not shutil.which("quarto"):
         print("SKIPPED: Quarto is not on the PATH, so the pages were parsed and checked but no site was rendered (https://quarto.org)")

@@ -4,7 +4,10 @@ import subprocess
 from pathlib import Path
 from xml.etree import ElementTree
 
-UNKNOWN = 10  # seconds of a file of tests that was never timed here
+UNKNOWN = 10  # seconds of a file of tests that was never timed here, but for these, which take longer
+SLOW = dict(thought_rl=120, verify=150, sweep=100, train=60, attention=45, grpo=40, runs=40, commands=40, rerun=40, fresh=40)
+READ = [("experiments/claims/", "claims sources"), ("experiments/sources.yaml", "sources"), ("experiments/", "experiments"),
+        ("results/", "rows"), ("tools/", "tools"), ("", "house")]  # what tests read of the repository itself
 
 
 def changed_files(root: Path, commit: str) -> set[str]:
@@ -22,8 +25,13 @@ def imports(text: str) -> set[str]:
     return {name for pair in rooms + others for name in pair if name} | {n.strip() for names in listed for n in names.split(",")}
 
 
+def test_file(name: str) -> str:
+    "The file of the tests of something"
+    return f"tests/test_{name}.py"
+
+
 def reached(root: Path, changed: set[str]) -> dict[str, int]:
-    "Files of tests that changed or import what changed, and over how many steps"
+    "Files of tests that changed, or import or read what changed, and over how many steps"
     files = [f for folder in ("refine_nb", "tools", "tests") for f in sorted((root / folder).glob("*.py"))]
     paths = {f.relative_to(root).as_posix(): imports(f.read_text(encoding="utf-8")) for f in files}
     distance, front, step = {}, {p for p in paths if p in changed}, 0
@@ -31,24 +39,33 @@ def reached(root: Path, changed: set[str]) -> dict[str, int]:
         distance |= dict.fromkeys(front, step)
         names = {Path(p).stem for p in front}
         front, step = {p for p, found in paths.items() if p not in distance and found & names}, step + 1
-    experiments = any(p.startswith("experiments/") for p in changed) and {"tests/test_experiments.py": 0} or {}
-    return experiments | {p: d for p, d in distance.items() if Path(p).name.startswith("test_")}
+    readers = {test_file(name) for start, names in READ for name in names.split() if any(p.startswith(start) for p in changed)}
+    imported = {p: d for p, d in distance.items() if Path(p).name.startswith("test_")}
+    return imported | {p: min(imported.get(p, 1), 1) for p in readers if (root / p).exists()}
 
 
-def seconds(report: Path) -> dict[str, float]:
-    "File of tests → seconds, of the last whole run"
-    took = {}
+def seconds(report: Path) -> dict[str, dict[str, float]]:
+    "File of tests → test → seconds, of the last whole run"
+    took: dict[str, dict[str, float]] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase") if report.exists() else []:
         file = case.get("classname", "").replace(".", "/") + ".py"
-        took[file] = took.get(file, 0) + float(case.get("time", 0))
+        took.setdefault(file, {})[f"{file}::{case.get('name')}"] = float(case.get("time", 0))
     return took
 
 
-def chosen(reached: dict[str, int], took: dict[str, float], room: float) -> tuple[list[str], list[str]]:
-    "The nearest files that fit into some seconds, and those that do not"
+def chosen(reached: dict[str, int], took: dict[str, dict[str, float]], room: float) -> tuple[list[str], list[str]]:
+    "The nearest files that fit into some seconds, of the nearest that does not its fastest tests, and the files left out"
+    slow = {test_file(name): known for name, known in SLOW.items()}
+    whole = {f: sum(took[f].values()) if f in took else slow.get(f, UNKNOWN) for f in reached}
     fits, left = [], []
-    for file in sorted(reached, key=lambda f: (reached[f], took.get(f, UNKNOWN))):
-        own = took.get(file, UNKNOWN)
-        (fits if own <= room else left).append(file)
-        room -= own if own <= room else 0
+    for file in sorted(reached, key=lambda f: (reached[f], whole[f])):
+        if whole[file] <= room:
+            fits.append(file)
+            room -= whole[file]
+            continue
+        left.append(file)
+        for test, own in sorted(took.get(file, {}).items(), key=lambda item: item[1]):
+            if own > room: break
+            fits.append(test)
+            room -= own
     return fits, left
