@@ -94,7 +94,8 @@ class WarmStartResult(NamedTuple):
     rows: list[dict]
     metrics: dict[str, float]  # validation on test questions
 
-    def __repr__(self) -> str: return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.metrics)})"
+    def __repr__(self) -> str:
+        return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.metrics)})"
 
 # %% ../nbs/27_pipeline.ipynb #pl3
 @torch.random.fork_rng()
@@ -135,7 +136,8 @@ def run_warm_start(
             optimizer=optim, progress=progress)
         _check_finite(model, folder)
         file = save_thinking_model(folder / "model.safetensors", model, task, thoughts)
-    return WarmStartResult(file, model, thoughts, rows, validate_thoughts(model, model, problems, thoughts, questions, seed)[0])
+    return WarmStartResult(file, model, thoughts, rows,
+                           validate_thoughts(model, model, problems, thoughts, questions, seed)[0])
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:

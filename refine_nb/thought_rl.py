@@ -39,7 +39,8 @@ class ThoughtRLConfig:
     patience: int = 50  # updates in a row without any varying reward, after which there is nothing to learn
 
     def __post_init__(self):
-        names = dict(reward=THOUGHT_REWARDS, baseline=("leave_one_out", "mean", "none"), kl_to=("same_thought", "no_thought"))
+        names = dict(reward=THOUGHT_REWARDS, baseline=("leave_one_out", "mean", "none"),
+                     kl_to=("same_thought", "no_thought"))
         for name, known in names.items():
             if getattr(self, name) not in known: raise ValueError(unknown_name(name, getattr(self, name), known))
         if not 0 <= self.beta < math.inf: raise ValueError(f"beta is {self.beta}, needs a finite number, not negative")
@@ -183,7 +184,8 @@ def __call__(
     prompt, answer = (part.to(model.position.weight.device) for part in batch[:2])
     if (answer == self.thoughts.end).any():
         raise ValueError(
-            "these completions have a thought in them: give prompts with their direct answers, ProblemBatches(task, batch)")
+            "these completions have a thought in them: give prompts with their direct answers, "
+            "ProblemBatches(task, batch)")
     if self.reference is model:
         raise ValueError(
             "the reference is the model itself and would follow it: give a frozen copy, copy.deepcopy(model)")

@@ -18,7 +18,7 @@ class NGram(nn.Module):
 
     def __init__(
         self,
-        children: list[Int[Tensor, "_ v"]],  # per context length m ≥ 1: (row of length m − 1, character) → row, −1 where unseen
+        children: list[Int[Tensor, "_ v"]],  # per length m ≥ 1: (row of length m − 1, character) → row, −1 where unseen
         logp: list[Float[Tensor, "_ v"]],  # per context length m ≥ 0: log-probabilities of the next character
     ):
         super().__init__()
