@@ -256,9 +256,9 @@ class _Segment:
 class Rows(Cache):
     """Texts side by side that are read on and on, without gradients, with `fork`, `rollback` and `gather`.
 
-    They are a list of segments. `fork(g)` freezes what was read and opens a segment with g rows for each row before, so a
-    prompt that g samples share is stored, and multiplied with, once: the g queries of a row meet its keys in one matrix
-    product (bifurcated attention, Athiwaratkun et al. 2024, arXiv 2403.08845).
+    They are a list of segments. `fork(g)` freezes what was read and opens a segment with g rows for each row before,
+    so a prompt that g samples share is stored, and multiplied with, once: the g queries of a row meet its keys in one
+    matrix product (bifurcated attention, Athiwaratkun et al. 2024, arXiv 2403.08845).
     """
 
     def __init__(
@@ -354,7 +354,7 @@ class Rows(Cache):
         return self
 
     def part(self, start: int, stop: int) -> "Rows":
-        "A view of some rows of an unforked cache, to read prompts a few rows at a time; then call `advance` on the whole"
+        "A view of some rows of an unforked cache, to read prompts a few rows at a time; then `advance` the whole"
         if len(self.segments) > 1: raise ValueError("a forked cache has no parts")
         view = copy(self)
         view.segments = [self.segments[0].part(start, stop)]

@@ -125,7 +125,7 @@ def evaluate_lookahead(
     oracle: bool = False,  # also the expectations over all branches, at v passes
     seed: int = 0,  # of the sampled characters
     rows: int = 32,  # windows at a time
-) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob, present, sampled, again (a second draw), teacher, oracle
+) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob, present, sampled, again, teacher, oracle
     "Predictors of the future loss, and the losses, in evaluation mode, at every position whose future is trained"
     generator, parts = torch.Generator(windows.device).manual_seed(seed), []
     with eval_mode(model):
