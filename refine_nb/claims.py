@@ -144,7 +144,8 @@ def judge_card(
     "The verdict on one card"
     full, rule, narrow = _completed(card, past), card["rule"], _narrowed(table, card["metric"])
     try:
-        arms = {name: select_rows(narrow, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
+        arms = {name: select_rows(narrow, full, where)
+                for name, where in [("arm", full["arm"]), *full["controls"].items()]}
         arm, controls = arms.pop("arm"), arms or {"": None}
         _check_metric(card, table)
         measure = over_seeds if rule["test"] in SEED_TESTS else over_windows
@@ -152,7 +153,8 @@ def judge_card(
     except Undecided as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
     zero = bool(full["controls"]) or METRICS.get(card["metric"], Shape()).zero
     rulings = {name: ruling(x, rule, zero) for name, x in numbers.items()}
-    verdict, used = combined_verdict(rulings), _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
+    verdict = combined_verdict(rulings)
+    used = _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
     reasons = {n: why for n, (word, why) in rulings.items() if why and word == verdict}
     reasons = [f"against {n}: {why}" if len(rulings) > 1 else why for n, why in reasons.items()]
     text = "; ".join([*(interval_text(n, x) for n, x in numbers.items()), *reasons])
@@ -167,7 +169,8 @@ def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"
     parameters = {n for p in table["parameters"].tolist() for n in p.split()}
     other = {*ID_COLUMNS, *RUN_COLUMNS, *parameters} - _COUNTED
-    if card["metric"] in other: raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
+    if card["metric"] in other:
+        raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
     if card["metric"] not in table:
         metrics = sorted(set(table.columns) - other)
         raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], metrics)}")
@@ -188,7 +191,8 @@ def _used_rows(arms: list, card: Mapping[str, object]) -> list[dict]:
     for rows in arms:
         mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
         chosen = rows[mine] if drawn else rows[:1]
-        names = {"id", "experiment", "parameters", "started", "cards", "processor"}.union(*map(str.split, chosen["parameters"]))
+        names = {"id", "experiment", "parameters", "started", "cards",
+                 "processor"}.union(*map(str.split, chosen["parameters"]))
         rows_used += chosen[[c for c in chosen if c in names]].to_dict("records")
     return rows_used
 
@@ -259,7 +263,8 @@ def judge_cards(
     wanted = {c["id"] for c in cards if sweeps is None or c["sweep"] in sweeps}
     cards = [c for c in cards if studies[c["id"]] in {studies[id] for id in wanted}]
     tables = {s: results_table(top, s) for s in {c["sweep"] for c in cards}}
-    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past) for c in cards}
+    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past)
+                for c in cards}
     for v in verdicts.values():
         if v.verdict == "open" and not v.rows: _check_pins(v.card, top, past)
     return {id: v for id, v in _in_studies(verdicts, studies).items() if id in wanted}

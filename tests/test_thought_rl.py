@@ -1066,6 +1066,25 @@ def test_a_damaged_checkpoint_is_named(tmp_path, trained):
     with pytest.raises(BadCheckpoint, match="rows.jsonl is missing or damaged"): small(tmp_path, trained)
 
 
+def test_a_damaged_newest_checkpoint_stops_no_rerun(tmp_path, trained):
+    "It goes on from the one before, with the rows up to there"
+    more = dict(training=TrainConfig(steps=12, lr=1e-3, warmup=2, checkpoint_every=4))
+    whole = small(tmp_path, trained, **more)
+    rows = list_checkpoints(tmp_path / "checkpoints")[-1] / "rows.jsonl"
+    rows.write_bytes(rows.read_bytes()[:-9])
+    with pytest.warns(UserWarning, match="The checkpoint before it is used: .*step-00000008"): again = small(tmp_path, trained, **more)
+    assert [r["step"] for r in again.rows] == list(range(1, 13)) and again.rows[-1]["loss"] == whole.rows[-1]["loss"]
+
+
+def test_batches_of_an_update_count_by_their_thoughts(trained):
+    "Not by what was written in them: the loss is a mean over thoughts"
+    model = load_thinking_model(trained)[0] if not isinstance(trained, torch.nn.Module) else trained
+    objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0, patience=9))
+    for n in (3, 5):
+        metrics = objective(model, next(ProblemBatches(TASK, n)))[1]
+        assert objective.terms(metrics) == n * THOUGHTS.n_thoughts != metrics["tokens"]
+
+
 def test_neither_step_touches_the_random_numbers_of_its_caller(tmp_path):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()

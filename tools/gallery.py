@@ -13,13 +13,14 @@ from book import ROOT, experiments
 from smoke import smoke_sweep
 
 FOLDER = ROOT / "build/gallery"  # executed notebooks, kept as long as their sources stay what they are
+LIMIT = 600                      # seconds for one of them
 HEAD = """---
 title: "Experiments"
 description: "One notebook a question, run by papermill with other parameters for every row of a table."
 ---
 
 The numbers of this book come from these notebooks.
-Each page shows one small run, made for the site; the recorded runs stand in the tables behind its result.
+Where a site was made with `make docs`, each page shows one small run; the recorded runs stand in the tables behind its result.
 
 """
 CARD = """::: {{.experiment}}
@@ -57,10 +58,13 @@ def execute_one(notebook: Path) -> bool:
     (work / "sweep.yaml").write_text(yaml.safe_dump(sweep | {"runs": sweep["runs"][:1]}))
     command = [Path(sys.executable).parent / "refine-nb", "sweep", work / "sweep.yaml", "--results", work / "results",
                "--runs", work / "runs", "--workers", "1"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        done = subprocess.run(list(map(str, command)), cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT)
+        said = "" if done.returncode == 0 else done.stderr[-2000:] or "it failed without a word"
+    except subprocess.TimeoutExpired: said = f"it took more than {LIMIT} seconds"
     found = sorted((work / "runs").glob("*/executed.ipynb"))
-    if done.returncode or not found:
-        print(f"{notebook.name} could not be executed for the gallery, its page shows only the source\n{done.stderr[-2000:]}")
+    if said or not found:
+        print(f"{notebook.name} could not be executed for the gallery, its page shows only the source: {said or 'no run came out'}")
         return False
     shutil.copy(found[0], FOLDER / notebook.name)
     (FOLDER / f"{notebook.stem}.sha256").write_text(digest(notebook))
