@@ -165,7 +165,7 @@ class ConfidenceExperimentResults:
             raise ValueError(f"random seed {seed} has no held-out predictions: give compare_models a held_out text")
         return calibration_curve(*(np.array(history[f"held_out_{what}"]) for what in ("predicted", "actual")), bins)
 
-    def plot(self, axes: Sequence) -> None:  # two: loss curves, and the reliability diagram where there is held-out text
+    def plot(self, axes: object) -> None:  # two: loss curves, and the reliability diagram where there is held-out text
         "The source's two figures"
         for name, style in (("standard", "--"), ("confidence", "-")):
             for history in getattr(self, f"{name}_model_results").values():
