@@ -63,7 +63,8 @@ def new_attempt(
     return folder
 
 
-_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}  # kinds of file systems with one host
+# kinds of file systems with one host
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}
 
 
 def _on_local_disk(folder: Path) -> bool:
@@ -174,7 +175,7 @@ def start_record(
     folder: Path,  # the attempt, which has adopted what there is to adopt
     identity: dict,    # of this start: commit, dirty, cards
 ) -> dict:
-    "When, at which commit and under which claim cards the run was *first* started: attempts that go on from others keep it"
+    "When, at which commit and under which claim cards the run was *first* started: who takes over keeps it"
     path = folder / "start.json"
     kept = {k: identity.get(k) for k in ("commit", "dirty", "cards", "code")}
     now = {"started": datetime.now(timezone.utc).isoformat(timespec="seconds")} | kept

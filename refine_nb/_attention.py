@@ -1,10 +1,12 @@
 """What a position may look at: one object, handed to one pass of a model as `model(ids, cache)`.
 
-A model tells its cache what it is about to read (`begin`), and asks it for everything that depends on what stands before a
-position: its place in the text, the ids before it, attention, and what its parent predicted. Every application of a block has a
-slot of its own. `end` makes a pass count; without it the pass was a trial, and its keys are written over.
+A model tells its cache what it is about to read (`begin`), and asks it for everything that depends on what stands
+before a position: its place in the text, the ids before it, attention, and what its parent predicted. Every application
+of a block has a slot of its own. `end` makes a pass count; without it the pass was a trial, and its keys are written
+over.
 
-Letters: b rows, t coming ids, h heads, k head width, g branches of a text, n ids a branch, u positions asked (t, or the last one).
+Letters: b rows, t coming ids, h heads, k head width, g branches of a text, n ids a branch, u positions asked
+(t, or the last one).
 """
 
 import math
@@ -61,7 +63,8 @@ class Text(Cache):
     def __init__(self, detach: bool = False): self.detach, self.kv, self.kept = detach, {}, {}
 
     def begin(self, ids):
-        if self.length: raise ValueError(f"this Text has read {self.length} characters and is read once: take a new one")
+        if self.length:
+            raise ValueError(f"this Text has read {self.length} characters and is read once: take a new one")
         super().begin(ids)
 
     def attend(self, slot, q, k, v, see=None):
@@ -74,7 +77,7 @@ class Text(Cache):
 
 
 class Branches(Cache):
-    "Branches that leave a text, packed side by side (b, g·n); they see the text up to there and themselves, and may grow"
+    "Branches that leave a text, packed side by side (b, g·n); they see the text up to there and themselves, and grow"
 
     def __init__(
         self,
@@ -84,14 +87,16 @@ class Branches(Cache):
     ):
         t = text.length
         if at is not None and (at.numel() == 0 or not 0 <= int(at.min()) <= int(at.max()) < t):
-            raise ValueError(f"branches begin after positions 0 to {t - 1} of the text, not {sorted(set(at.flatten().tolist()))}")
+            raise ValueError(f"branches begin after positions 0 to {t - 1} of the text, not "
+                             f"{sorted(set(at.flatten().tolist()))}")
         self.text, self.at, self.g = text, at, g if at is None else at.shape[1]
         self.read, self.kv, self.kept = text.ids.new_empty(len(text.ids), self.g, 0), {}, {}
         self.beyond = None if at is None else torch.arange(t, device=at.device) > at[..., None]  # (b g t), not seen
 
     def begin(self, ids):
         if len(ids) != len(self.text.ids) or ids.shape[1] == 0 or ids.shape[1] % self.g:
-            raise ValueError(f"ids of shape {tuple(ids.shape)} are not {self.g} branches of {len(self.text.ids)} texts, packed side by side")
+            raise ValueError(f"ids of shape {tuple(ids.shape)} are not {self.g} branches of {len(self.text.ids)} "
+                             "texts, packed side by side")
         super().begin(ids)
         self.new, self.chain = {}, ids.shape[1] // self.g
 
@@ -99,9 +104,11 @@ class Branches(Cache):
         n, context = self.chain, len(table.weight)
         begin = self.text.length if self.at is None else int(self.at.max()) + 1
         if begin + self.length + n > context:
-            raise ValueError(f"a branch of {self.length + n} characters after position {begin - 1} does not fit a context of {context}")
+            raise ValueError(f"a branch of {self.length + n} characters after position {begin - 1} does not fit a "
+                             f"context of {context}")
         start = begin + self.length
-        if self.at is None: return (x.unflatten(1, (self.g, n)).flatten(0, 1) + table.weight[start : start + n]).reshape(x.shape)
+        if self.at is None:
+            return (x.unflatten(1, (self.g, n)).flatten(0, 1) + table.weight[start : start + n]).reshape(x.shape)
         return x + table((self.at[..., None] + 1 + self.length + torch.arange(n, device=x.device)).flatten(1))
 
     def lagged(self, n):
@@ -126,7 +133,8 @@ class Branches(Cache):
 
     def from_parent(self, name, new):
         known = self.kept if self.length else self.text.kept
-        if name not in known: raise ValueError(f"the text was read without keeping {name!r}, which its branches ask for")
+        if name not in known:
+            raise ValueError(f"the text was read without keeping {name!r}, which its branches ask for")
         if self.length: first = known[name]
         elif self.at is None: first = known[name][:, -1:].expand(-1, self.g, *known[name].shape[2:])
         else: first = known[name][torch.arange(len(self.at), device=self.at.device)[:, None], self.at]
@@ -142,12 +150,15 @@ class Branches(Cache):
 class Ahead(Branches):
     "A branch of one id behind every position of a text, without gradients; each pass looks anew"
 
-    def __init__(self, text: Text): super().__init__(text, at=torch.arange(text.length, device=text.ids.device).expand_as(text.ids))
+    def __init__(self, text: Text):
+        super().__init__(text, at=torch.arange(text.length, device=text.ids.device).expand_as(text.ids))
 
     def begin(self, ids):
-        if torch.is_grad_enabled(): raise ValueError("Ahead has no gradients: call the model under torch.no_grad(), or take Branches")
+        if torch.is_grad_enabled():
+            raise ValueError("Ahead has no gradients: call the model under torch.no_grad(), or take Branches")
         super().begin(ids)
-        if self.chain != 1: raise ValueError(f"{self.chain} ids behind every position: Ahead reads one, Branches read more")
+        if self.chain != 1:
+            raise ValueError(f"{self.chain} ids behind every position: Ahead reads one, Branches read more")
 
     def attend(self, slot, q, k, v, see=None):
         y, log_sum = _causal(q, *self.text.kv[slot])
@@ -171,13 +182,15 @@ class Tree(Cache):
         self.deepest = int(self.depth.max()) + 1
 
     def begin(self, ids):
-        if ids.shape[1] != len(self.parent): raise ValueError(f"{ids.shape[1]} characters are no tree of {len(self.parent)}")
+        if ids.shape[1] != len(self.parent):
+            raise ValueError(f"{ids.shape[1]} characters are no tree of {len(self.parent)}")
         self.parent, self.mask, self.depth = (z.to(ids.device) for z in (self.parent, self.mask, self.depth))
         super().begin(ids)
         self.chain = self.deepest
 
     def place(self, x, table):
-        if self.chain > len(table.weight): raise ValueError(f"a tree of depth {self.chain} does not fit a context of {len(table.weight)}")
+        if self.chain > len(table.weight):
+            raise ValueError(f"a tree of depth {self.chain} does not fit a context of {len(table.weight)}")
         return x + table(self.depth)
 
     def lagged(self, n):
@@ -192,7 +205,8 @@ class Tree(Cache):
         return torch.where((at >= 0).view(-1, *[1] * (values.ndim - 2)), values[:, at.clamp(min=0)], without)
 
     def attend(self, slot, q, k, v, see=None):
-        if see is not None: see(_logits(q, k, torch.zeros_like(self.mask, dtype=q.dtype).masked_fill(~self.mask, -torch.inf)))
+        if see is not None:
+            see(_logits(q, k, torch.zeros_like(self.mask, dtype=q.dtype).masked_fill(~self.mask, -torch.inf)))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
 
     def from_parent(self, name, new): return self._at(self.parent, new, 0.0)
@@ -203,17 +217,23 @@ class Tree(Cache):
 class _Segment:
     "Keys, values and ids of some rows over a stretch of positions, with room to grow"
 
-    def __init__(self, rows: int, ids: Tensor, keys: list[Tensor] | Tensor, values: list[Tensor] | Tensor, length: int = 0):
+    def __init__(self, rows: int, ids: Tensor, keys: list[Tensor] | Tensor, values: list[Tensor] | Tensor,
+                 length: int = 0):
         self.rows, self.ids, self.keys, self.values, self.length = rows, ids, keys, values, length
-        self.kept, self.whole, self.within = {}, rows, None  # by name, (whole, room, …); which of the whole's rows a part has
+        # by name, (whole, room, …); which of the whole's rows a part has
+        self.kept = {}
+        self.whole = rows
+        self.within = None
 
     def reserve(self, n: int) -> None:
         "Make room for n positions in all"
         room = self.ids.shape[1]
         if n <= room: return
-        if self.within is not None: raise ValueError(f"a part of a cache does not grow: reserve room for {n} positions in the whole")
+        if self.within is not None:
+            raise ValueError(f"a part of a cache does not grow: reserve room for {n} positions in the whole")
         more = max(n, 2 * room) - room
-        self.ids, self.keys, self.values = F.pad(self.ids, (0, more)), F.pad(self.keys, (0, 0, 0, more)), F.pad(self.values, (0, 0, 0, more))
+        self.ids, self.keys, self.values = (F.pad(self.ids, (0, more)), F.pad(self.keys, (0, 0, 0, more)),
+                                            F.pad(self.values, (0, 0, 0, more)))
         self.kept = {name: _longer(value, more) for name, value in self.kept.items()}
 
     def put(self, name: str, value: Tensor) -> None:
@@ -236,9 +256,9 @@ class _Segment:
 class Rows(Cache):
     """Texts side by side that are read on and on, without gradients, with `fork`, `rollback` and `gather`.
 
-    They are a list of segments. `fork(g)` freezes what was read and opens a segment with g rows for each row before, so a prompt
-    that g samples share is stored, and multiplied with, once: the g queries of a row meet its keys in one matrix product
-    (bifurcated attention, Athiwaratkun et al. 2024, arXiv 2403.08845).
+    They are a list of segments. `fork(g)` freezes what was read and opens a segment with g rows for each row before, so a
+    prompt that g samples share is stored, and multiplied with, once: the g queries of a row meet its keys in one matrix
+    product (bifurcated attention, Athiwaratkun et al. 2024, arXiv 2403.08845).
     """
 
     def __init__(
@@ -285,18 +305,21 @@ class Rows(Cache):
 
     def kept(self, name: str) -> Tensor:
         "(b, s, …) what every position kept for those after it"
-        parts = [s.kept[name][s.within or slice(None), : s.length].repeat_interleave(self.rows // s.rows, 0) for s in self.segments if s.length]
+        parts = [s.kept[name][s.within or slice(None), : s.length].repeat_interleave(self.rows // s.rows, 0)
+                 for s in self.segments if s.length]
         return torch.cat(parts, 1)
 
     def resume(self, text: Text, g: int = 1, room: int = 16) -> "Rows":
         "Begin behind a text that was read, with g rows for each of its own; several share its keys, nothing is copied"
         (s,), t = self.segments, text.length
         keys, values = zip(*(text.kv[slot] for slot in range(self.shape[0])))
-        if g > 1: self.segments = [s := _Segment(s.rows, text.ids, [k.detach() for k in keys], [v.detach() for v in values])]
+        if g > 1:
+            self.segments = [s := _Segment(s.rows, text.ids, [k.detach() for k in keys], [v.detach() for v in values])]
         else:
             s.reserve(t)
             s.ids[:, :t] = text.ids
-            for slot in range(self.shape[0]): s.keys[slot, :, :, :t], s.values[slot, :, :, :t] = keys[slot].detach(), values[slot].detach()
+            for slot in range(self.shape[0]):
+                s.keys[slot, :, :, :t], s.values[slot, :, :, :t] = keys[slot].detach(), values[slot].detach()
         for name, value in text.kept.items(): s.put(name, value.detach())
         s.length = t
         return self.fork(g, room)
@@ -331,7 +354,7 @@ class Rows(Cache):
         return self
 
     def part(self, start: int, stop: int) -> "Rows":
-        "A view of some rows of an unforked cache, to read prompts a few rows at a time; call `advance` on the whole afterwards"
+        "A view of some rows of an unforked cache, to read prompts a few rows at a time; then call `advance` on the whole"
         if len(self.segments) > 1: raise ValueError("a forked cache has no parts")
         view = copy(self)
         view.segments = [self.segments[0].part(start, stop)]
@@ -362,7 +385,8 @@ class Rows(Cache):
     def from_parent(self, name, new):
         filled = [s for s in self.segments if s.length]
         if not filled: return super().from_parent(name, new)
-        if name not in filled[-1].kept: raise ValueError(f"what stands before was read without keeping {name!r}, which the coming ids ask for")
+        if name not in filled[-1].kept:
+            raise ValueError(f"what stands before was read without keeping {name!r}, which the coming ids ask for")
         first = filled[-1].last(name).repeat_interleave(self.rows // filled[-1].rows, 0)
         return torch.cat([first[:, None], new[:, :-1]], 1)
 
@@ -378,13 +402,15 @@ class Rows(Cache):
 def honoured(model: nn.Module, cache: Cache, n: int) -> None:
     "Raises `TypeError` for a model that read n characters without asking the cache: it would be silently wrong"
     if cache.length != n:
-        raise TypeError(f"a {type(model).__name__} does not read through {type(cache).__name__}: its `hidden` has to begin and to end the cache")
+        raise TypeError(f"a {type(model).__name__} does not read through {type(cache).__name__}: its `hidden` has to "
+                        "begin and to end the cache")
 
 
 class LargestLogit:
     "Keeps the largest logit of each head that it is shown; a copy of its module, and one that was pickled, has none"
 
-    def __init__(self, beside: Callable | None = None): self.value, self.beside = None, beside  # another one, shown the same
+    def __init__(self, beside: Callable | None = None):
+        self.value, self.beside = None, beside  # another one, shown the same
 
     def __call__(self, logits: Tensor) -> None:
         if self.beside is not None: self.beside(logits)

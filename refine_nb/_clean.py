@@ -1,4 +1,4 @@
-"""What may be removed of a project's `runs/`: never a published record, and no checkpoint that a sweep would go on from."""
+"""What may be removed of a project's `runs/`: no published record, and no checkpoint that a sweep would go on from."""
 import os
 import shutil
 from collections.abc import Iterator

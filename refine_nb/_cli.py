@@ -44,7 +44,8 @@ def named(
         name, is_given, value = given.partition("=")
         if not is_given: raise stop(ValueError(f"--where {given}: write name=value, such as seed=0"))
         if values.get(name, value) != value:
-            raise stop(ValueError(f"--where {name}={values[name]} and {given}: a run has one {name}; give the command twice"))
+            raise stop(ValueError(f"--where {name}={values[name]} and {given}: a run has one {name}; give the "
+                                  "command twice"))
         values[name] = value
     return values
 
@@ -72,7 +73,8 @@ def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep file, experiments/sweeps/NAME.yaml, or its name.")],
     workers: Annotated[Optional[int], typer.Option(
         help="Runs at a time. Without it: one per core, or one where there is a GPU.")] = None,
-    results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the project's results/.")] = None,
+    results: Annotated[Optional[Path], typer.Option(help="Write tables here and not to the "
+                                                         "project's results/.")] = None,
     runs: Annotated[Optional[Path], typer.Option(help="Keep records here and not in the project's runs/.")] = None,
     refresh: Annotated[bool, typer.Option(
         "--refresh", help="Repeat rows that were recorded at another commit or on another processor.")] = False,
@@ -128,7 +130,8 @@ def claims(
 
 @app.command()
 def verify(
-    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that have a table.")] = None,
+    sweeps: Annotated[Optional[list[str]], typer.Argument(help="Names of sweeps. Without any: all that "
+                                                               "have a table.")] = None,
     changed_since: Annotated[Optional[str], typer.Option(
         help="Only few arms, which execute all that changed since this commit.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Also arms whose certificate holds for today's code.")] = False,
@@ -138,7 +141,7 @@ def verify(
         "--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
-    "Run recorded commits and today's code, shortened, and compare every number; certificates: results/NAME/verified.csv."
+    "Run recorded commits and today's code, shortened, and compare; certificates go to results/NAME/verified.csv."
     from refine_nb import verify as library
     with refusing():
         if states: return typer.echo(library.count_states(root))
@@ -153,7 +156,8 @@ def refuse_changed(
 ) -> None:
     "Name the cards that stand on changed rows, and fail"
     for card, rows in changed.items():
-        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}", err=True)
+        typer.echo(f"changed: {card} is decided on {len(rows)} rows that today's code does not give, such as {rows[0]}",
+                   err=True)
     if changed: raise typer.Exit(1)
 
 
@@ -199,7 +203,7 @@ def clean(
     runs: Annotated[Optional[Path], typer.Option(help="This folder of records and not the project's runs/.")] = None,
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
-    "Remove what runs left behind: logs of failures, records that were replaced, dead attempts. Never a published record."
+    "Remove what runs left behind: logs of failures, replaced records, dead attempts. Never a published record."
     from refine_nb._clean import remove_waste, report, waste
     from refine_nb._project import find_root
     top = find_root(root)

@@ -1,7 +1,7 @@
 """One more character of every row, as a function on matrices: bit for bit what the modules of a plain model give.
 
-A step of decoding is so small that modules, reshaping and gluing weights together cost as much as its products. A `Decoder`
-prepares the weights of every block once, and lays out once what several rows of a forked cache share.
+A step of decoding is so small that modules, reshaping and gluing weights together cost as much as its products. A
+`Decoder` prepares the weights of every block once, and lays out once what several rows of a forked cache share.
 """
 
 import torch
@@ -78,4 +78,5 @@ def _map(weight, dtype):
 def _shared(rows, slots):
     "Keys (p·h, k, s) and values (p·h, s, k) of the segment that several rows share, for every slot"
     s = rows.segments[0]
-    return [(s.keys[i][:, :, : s.length].mT.flatten(0, 1), s.values[i][:, :, : s.length].flatten(0, 1)) for i in range(slots)]
+    return [(s.keys[i][:, :, : s.length].mT.flatten(0, 1), s.values[i][:, :, : s.length].flatten(0, 1))
+            for i in range(slots)]

@@ -83,7 +83,8 @@ def definitions(
     "A module in pieces"
     pieces = []
     for node in ast.parse(text).body:
-        if isinstance(node, _FUNCTIONS): pieces.append(_define(f"{module}.{_owner(node)}{node.name}", node, [node], True))
+        if isinstance(node, _FUNCTIONS):
+            pieces.append(_define(f"{module}.{_owner(node)}{node.name}", node, [node], True))
         elif isinstance(node, ast.ClassDef):
             methods = [s for s in node.body if isinstance(s, _FUNCTIONS)]
             body = [s for s in node.body if s not in methods and not _words(s)]
@@ -93,7 +94,8 @@ def definitions(
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for alias in node.names: pieces.append(_imported(module, node, alias))
         elif _bound(node) != ["__all__"] and not _words(node):
-            for name in _bound(node) or [""]: pieces.append(_define(f"{module}.{name}".rstrip("."), node, [node], False))
+            for name in _bound(node) or [""]:
+                pieces.append(_define(f"{module}.{name}".rstrip("."), node, [node], False))
     return pieces
 
 

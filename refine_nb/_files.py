@@ -1,4 +1,4 @@
-"JSON and files: written whole, locked, on the disk when they say so. The notebook `93_records` shows what they promise."
+"JSON and files: written whole, locked, on the disk when they say so. `93_records` shows what they promise."
 import fcntl
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What git remembers: when a card was first committed in each version, and when an arm was run with each random seed."""
+"""What git remembers: when each version of a card was committed, and when an arm was run with each random seed."""
 import csv
 import io
 import json
@@ -191,7 +191,8 @@ def add_versions(
     before = None
     for time, commit, text in committed:
         try: card, says = _version(history.root, text, commit)
-        except (ValueError, TypeError, KeyError, AttributeError): continue  # it was committed half-written, and decides nothing
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue  # it was committed half-written, and decides nothing
         versions, hash = history.cards.setdefault(card["id"], []), card_hash(card)
         version = next((v for v in versions if v["hash"] == hash), None)
         if version is None:
@@ -280,7 +281,8 @@ def read_history(
     for table in sorted((root / "results").glob("*/runs.csv")):
         try: add_starts(history, read_text(table))
         except (AttributeError, TypeError, ValueError, csv.Error) as error:
-            raise error if isinstance(error, FileError) else FileError(f"{table}: {error}: restore it from git") from None
+            raise error if isinstance(error,
+                                      FileError) else FileError(f"{table}: {error}: restore it from git") from None
     return history
 
 
@@ -288,7 +290,8 @@ def _facts(path: Path) -> list[list]:
     "The lines of the file; refused in words where git or a person broke it"
     text = read_text(path)
     if line := conflict_line(text):
-        raise FileError(f"{path} holds git's conflict markers (line {line}): keep the lines of both sides, it only grows")
+        raise FileError(f"{path} holds git's conflict markers (line {line}): keep the lines of both sides, "
+                        "it only grows")
     facts = []
     for number, line in enumerate(text.splitlines(), 1):
         try: facts.append(json.loads(line))

@@ -19,7 +19,8 @@ from pathlib import Path
 from refine_nb._files import fsync_tree, try_lock, write_atomic
 from refine_nb._signals import DeferredInterrupt, sigint_blocked
 from refine_nb._attempts import (
-    TAKEN_OVER, REQUEST_VARIABLE, attempts_at, dead_attempt, unmark_alive, new_attempt, publish, published_record, request_mismatch,
+    TAKEN_OVER, REQUEST_VARIABLE, attempts_at, dead_attempt, unmark_alive, new_attempt, publish, published_record,
+    request_mismatch,
 )
 
 THREADS = (
@@ -40,7 +41,8 @@ def init_worker(
     if os.getppid() != driver: os._exit(1)  # it died before the line above
     os.environ.update(dict.fromkeys(THREADS, "1"))
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema's grammar of links takes seconds to build and checks nothing in a notebook
+    # jsonschema's grammar of links takes seconds to build and checks nothing in a notebook
+    sys.modules.setdefault("rfc3987_syntax", None)
 
 
 @contextmanager
@@ -186,13 +188,14 @@ def _kernel_died(error: Exception) -> bool:
 
 
 class Worker:
-    "A pool of one process, rebuilt when the process dies: a death is known to be its own and costs no neighbour anything"
+    "A pool of one process, rebuilt when the process dies: a death is its own and costs no neighbour anything"
 
     def __init__(self): self.pool, self.pid = None, None
 
     def start(self) -> None:
         "Start the process, and wait until it can work"
-        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=init_worker, initargs=(os.getpid(),))
+        self.pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=init_worker,
+                                        initargs=(os.getpid(),))
         resource_tracker.ensure_running()  # of multiprocessing; its start would let Ctrl-C through
         with sigint_blocked(): answer = self.pool.submit(os.getpid)
         self.pid = answer.result()

@@ -28,7 +28,7 @@ def git(
     root: Path,  # a folder
     *args: str,  # of a git command
 ) -> str | None:
-    "What git says, or None where there is no git, no repository or no such thing in it; raises `GitError` where it fails"
+    "What git says, or None where there is no git, no repository or no such thing; raises `GitError` where it fails"
     output = git_bytes(root, *args)
     return None if output is None else output.decode("utf-8", "replace").strip()
 

@@ -38,7 +38,8 @@ def replications_page(
     "The page as markdown: one table, then what each entry departs in"
     title = "---\ntitle: \"Replications: figures that others have published\"\n---"
     head = ["published", "here", "margin", "verdict"]
-    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"], f"**{_verdict(e, cards)}**"]
+    rows = [[f"[{e['name']}]({e['link']}): {e['published']}", _measured(e, numbers), e["margin"],
+             f"**{_verdict(e, cards)}**"]
             for e in entries]
     table = "\n".join(map(table_row, [head, ["---"] * len(head), *rows]))
     return "\n\n".join([title, GUIDE, table, *(_section(e, cards) for e in entries)]) + "\n"

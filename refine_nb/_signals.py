@@ -1,11 +1,11 @@
-"Ctrl-C, noted now and raised where it does no harm. Training (`09_train`) and sweeps (`97_execute`) are stopped with it."
+"Ctrl-C, noted now and raised where it does no harm: in training (`09_train`) and in sweeps (`97_execute`)."
 import signal
 import threading
 from contextlib import contextmanager
 
 
 class DeferredInterrupt:
-    "Ctrl-C is noted wherever it falls and raised where `check` is called, at the latest at the end; a second one at once"
+    "Ctrl-C is noted where it falls and raised where `check` is called, at the latest at the end; a second one at once"
 
     def __init__(self):
         self.noted, self.before = False, None

@@ -1,4 +1,4 @@
-"""A recorded commit and today's code, run side by side on shortened arms. The notebook `98_verify` explains and shows it."""
+"""A recorded commit and today's code, run side by side on shortened arms. The notebook `98_verify` explains it."""
 import json
 import os
 import shutil
@@ -185,7 +185,8 @@ class _Pair:
         "Start the side whose turn it is"
         scratch = self.folder / self.side
         scratch.mkdir(parents=True)
-        job, self.names = job_of(self.unit, self.trees[self.side], scratch, self.work.rows, _LIMIT, self.side == "after")
+        job, self.names = job_of(self.unit, self.trees[self.side], scratch, self.work.rows, _LIMIT,
+                                 self.side == "after")
         self.runner.start(job, scratch)
 
     def ended(self) -> bool:

@@ -4,7 +4,7 @@
         result = run_reinforcement(folder, baked, task, thoughts, callbacks=(log,))
         log.artifact(folder / "model.safetensors", "thinker")
 
-Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run whenever its owner wants it sent.
+Rows keep their names; what is not a number is left out. `wandb sync` sends an offline run when its owner wants it.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 class WandbLog:
-    "Sends every row of a training run to Weights & Biases; raises `ImportError` with the way out where it is not installed"
+    "Sends every row of a training run to Weights & Biases; raises `ImportError` where it is not installed"
 
     def __init__(
         self,
@@ -24,14 +24,16 @@ class WandbLog:
         **settings,  # of `wandb.init`
     ):
         try: import wandb
-        except ImportError as e: raise ImportError("Weights & Biases is not installed: pip install 'refine_nb[wandb]'") from e
+        except ImportError as e:
+            raise ImportError("Weights & Biases is not installed: pip install 'refine_nb[wandb]'") from e
         self.wandb, self.prefix = wandb, prefix
         self.run = wandb.init(project=project, config=dict(config or {}), dir=str(folder), mode=mode, **settings)
 
     def __call__(self, row: Mapping[str, object]) -> None:
         "One row of the log"
         numbers = {k: v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
-        self.run.log({k if "/" in k or k.startswith("val_") else self.prefix + k: v for k, v in numbers.items()}, step=row["step"])
+        self.run.log({k if "/" in k or k.startswith("val_") else self.prefix + k: v for k, v in numbers.items()},
+                     step=row["step"])
 
     def artifact(
         self,

@@ -34,9 +34,11 @@ class Evidence:
 
     def __post_init__(self):
         lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
-        if len(set(lengths.values())) > 1 or not len(self.direct): raise ValueError(f"evidence on different numbers of items, or on none: {lengths}")
+        if len(set(lengths.values())) > 1 or not len(self.direct):
+            raise ValueError(f"evidence on different numbers of items, or on none: {lengths}")
         bad = ~((self.coherence >= 0) & (self.coherence <= 1))
-        if bad.any(): raise ValueError(f"a coherence is {self.coherence[bad][0].item()}: scores are numbers from 0 to 1")
+        if bad.any():
+            raise ValueError(f"a coherence is {self.coherence[bad][0].item()}: scores are numbers from 0 to 1")
 
 # %% ../nbs/25_anti_theater.ipynb #at3
 THRESHOLDS = {"divergence": 0.30, "ablation": 0.02, "correlation": 0.5}
@@ -63,13 +65,15 @@ def _finding(value: float, threshold: float, interval: Interval | None, why: str
     "A finding from a value and its interval, or from a reason why there is none"
     if interval is None: return Finding(value, math.nan, math.nan, threshold, "undecided", why)
     verdict = "pass" if interval.low > threshold else "fail" if interval.high <= threshold else "undecided"
-    return Finding(value, interval.low, interval.high, threshold, verdict, f"{value:.3f} ({interval.low:.3f} … {interval.high:.3f}) against {threshold:g}")
+    return Finding(value, interval.low, interval.high, threshold, verdict,
+                   f"{value:.3f} ({interval.low:.3f} … {interval.high:.3f}) against {threshold:g}")
 
 
 def _of_means(values: Sequence[float], threshold: float) -> Finding:
     "A finding about a mean over items"
     mean = float(np.mean(values))
-    if len(values) < LEAST_ITEMS: return _finding(mean, threshold, None, f"{len(values)} items, {LEAST_ITEMS} are needed")
+    if len(values) < LEAST_ITEMS:
+        return _finding(mean, threshold, None, f"{len(values)} items, {LEAST_ITEMS} are needed")
     return _finding(mean, threshold, bootstrap_interval(values), "")
 
 
@@ -79,7 +83,8 @@ def divergence_test(
     items: int = 100,  # the first ones
 ) -> Finding:
     "Mean divergence of thoughtful from direct texts"
-    return _of_means([normalized_edit_distance(a, b) for a, b in zip(evidence.direct[:items], evidence.thoughtful[:items])], threshold)
+    return _of_means([normalized_edit_distance(a, b)
+                      for a, b in zip(evidence.direct[:items], evidence.thoughtful[:items])], threshold)
 
 
 def ablation_test(
@@ -99,7 +104,9 @@ def correlation_test(
     n, hits = len(right), int(right.sum())
     value = pearson(x.ravel(), right.ravel())
     if n < LEAST_FOR_CORRELATION or min(hits, n - hits) < LEAST_OF_EACH or math.isnan(value):
-        return _finding(value, threshold, None, f"{hits} right and {n - hits} wrong of {n}; {LEAST_OF_EACH} of each and {LEAST_FOR_CORRELATION} in all are needed" + ", and a score that varies" * math.isnan(value))
+        return _finding(value, threshold, None, f"{hits} right and {n - hits} wrong of {n}; {LEAST_OF_EACH} of each "
+                                                f"and {LEAST_FOR_CORRELATION} in all are needed"
+                        + ", and a score that varies" * math.isnan(value))
     return _finding(value, threshold, statistic_interval(pearson, x, right), "")
 
 # %% ../nbs/25_anti_theater.ipynb #at4
@@ -122,7 +129,8 @@ class Report(NamedTuple):
 
     def metrics(self) -> dict[str, float | bool]:
         "The four of Q32, by their names"
-        return {f"rl/anti_theater_{name}": f.value for name, f in self._asdict().items()} | {"rl/anti_theater_all_passed": self.all_passed}
+        return ({f"rl/anti_theater_{name}": f.value for name, f in self._asdict().items()}
+                | {"rl/anti_theater_all_passed": self.all_passed})
 
 
 class AntiTheaterValidator:
@@ -138,4 +146,6 @@ class AntiTheaterValidator:
 
     def __call__(self, evidence: Evidence) -> Report:
         "The three findings"
-        return Report(divergence_test(evidence, self.thresholds["divergence"]), ablation_test(evidence, self.thresholds["ablation"]), correlation_test(evidence, self.thresholds["correlation"]))
+        return Report(divergence_test(evidence, self.thresholds["divergence"]),
+                      ablation_test(evidence, self.thresholds["ablation"]),
+                      correlation_test(evidence, self.thresholds["correlation"]))

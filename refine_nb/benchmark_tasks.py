@@ -40,7 +40,8 @@ def evaluate_expression(
         match node:
             case ast.Constant(): return Fraction(str(node.value))
             case ast.UnaryOp() if type(node.op) in operators: return operators[type(node.op)](value(node.operand))
-            case ast.BinOp() if type(node.op) in operators: return operators[type(node.op)](value(node.left), value(node.right))
+            case ast.BinOp() if type(node.op) in operators:
+                return operators[type(node.op)](value(node.left), value(node.right))
         raise ValueError(f"{expression!r} is no expression: numbers, + - * / and parentheses")
 
     try:
@@ -69,7 +70,8 @@ def _solve(pool, target, depth):
             if depth == 1 and value == target: return [step], formula[1:-1]
             if depth == 1: continue
             rest = [p for k, p in enumerate(pool) if k not in (i, j)]
-            if solution := _solve([(value, formula), *rest], target, depth - 1): return [step, *solution[0]], solution[1]
+            if solution := _solve([(value, formula), *rest], target, depth - 1):
+                return [step, *solution[0]], solution[1]
 
 
 @dataclass(frozen=True)

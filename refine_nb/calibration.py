@@ -65,7 +65,7 @@ def auroc(
 
 # %% ../nbs/18_calibration.ipynb #cal18curve
 def _pooled(x, y):
-    "The different values of x, rising; the mean y of each, and how many there are, to the same bits in any order of rows"
+    "The different values of x, rising, the mean y of each and their counts, to the same bits in any order of rows"
     order = np.lexsort((y, x))
     at, first, count = np.unique(x[order], return_index=True, return_counts=True)
     return at, np.add.reduceat(y[order].astype(float), first) / count, count
@@ -125,7 +125,7 @@ def evaluate_lookahead(
     oracle: bool = False,  # also the expectations over all branches, at v passes
     seed: int = 0,  # of the sampled characters
     rows: int = 32,  # windows at a time
-) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob; present, sampled, again (a second draw), teacher; oracle_…
+) -> dict[str, Float[Tensor, "b t"]]:  # head, entropy, max_prob, present, sampled, again (a second draw), teacher, oracle
     "Predictors of the future loss, and the losses, in evaluation mode, at every position whose future is trained"
     generator, parts = torch.Generator(windows.device).manual_seed(seed), []
     with eval_mode(model):
@@ -189,7 +189,7 @@ def predictor_quality(
     fit: dict[str, Float[Tensor, "b t"]],  # from `evaluate_lookahead`, for maps and thresholds
     judged: dict[str, Float[Tensor, "b t"]],  # other windows, judged on; with the oracle's rows if it has them
     target: str = "sampled",  # or "teacher", "present"
-) -> pd.DataFrame:  # one row a predictor: r2, pearson, spearman, auroc, ece, ece_isotonic, ece_temperature; nan: undefined
+) -> pd.DataFrame:  # one row a predictor; r2, pearson, spearman, auroc, ece, ece_isotonic, ece_temperature
     "How well each predictor foretells the target, on windows that no map was fitted on"
     y_fit, y = (d[target].flatten().double().numpy() for d in (fit, judged))
     table = {}
@@ -209,7 +209,8 @@ def _row(x_fit, y_fit, x, y):
     "The measures of one predictor; without windows to fit on it is taken as it is"
     line = x if x_fit is None else _line(x_fit, y_fit)(x)
     vary = np.ptp(x) and np.ptp(y)
-    row = dict(r2=r2(line, y), pearson=pearsonr(x, y)[0] if vary else math.nan, spearman=spearmanr(x, y)[0] if vary else math.nan)
+    row = dict(r2=r2(line, y), pearson=pearsonr(x, y)[0] if vary else math.nan, spearman=spearmanr(x, y)[0] if vary
+               else math.nan)
     row |= dict(auroc=auroc(x, y > np.median(y_fit)), ece=calibration_error(x, y))
     if x_fit is None: return row
     temperature = (x_fit @ y_fit) / (x_fit @ x_fit) if x_fit.any() else 1.0

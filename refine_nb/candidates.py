@@ -52,11 +52,13 @@ def partial_credit(
     weight: float,  # what a wrong character among them earns, 0 … 1
 ) -> Float[Tensor, "*b g"]:
     "What a wrong character earns: `weight` if the reference counts it among its likeliest, else 0"
-    if not 0 <= weight <= 1: raise ValueError(f"partial credit is {weight}, needs 0 … 1: a wrong character earns no more than the right one")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"partial credit is {weight}, needs 0 … 1: a wrong character earns no more than the right one")
     return weight * (actions[..., None] == top[..., None, :]).any(-1).float()
 
 # %% ../nbs/13_candidates.ipynb #c09est
-ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {  # (π of the candidates, 1 / probability of being selected, 0 for absent) → weights
+# (π of the candidates, 1 / probability of being selected, 0 for absent) → weights
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "exact": lambda p, selection: p,
     "stratified": lambda p, selection: p * selection,
     "renormalized": lambda p, selection: p * (selection > 0) / (p * (selection > 0)).sum(-1, keepdim=True),
@@ -78,18 +80,26 @@ class CandidateConfig:
     exhaustive_ratio: float = 1.0  # share of a batch that gets candidates; the rest samples
 
     def __post_init__(self):
-        if self.estimator not in ESTIMATORS: raise ValueError(f"estimator {self.estimator!r} is none of {', '.join(ESTIMATORS)}")
+        if self.estimator not in ESTIMATORS:
+            raise ValueError(f"estimator {self.estimator!r} is none of {', '.join(ESTIMATORS)}")
         for name in ("threshold", "top_k", "n_random", "confident_k"):
             if not getattr(self, name) >= 0: raise ValueError(f"{name} is {getattr(self, name)}, must not be negative")
-        if not 0 <= self.exhaustive_ratio <= 1: raise ValueError(f"exhaustive_ratio is {self.exhaustive_ratio}, needs 0 … 1")
-        if self.confident_k > self.top_k + self.n_random: raise ValueError(f"confident_k {self.confident_k} is more than the {self.top_k} + {self.n_random} candidates of an uncertain context")
-        if min(self.top_k + self.n_random, self.confident_k, self.n_samples) < 1: raise ValueError(f"{asdict(self)}: an empty candidate set teaches nothing; top_k + n_random, confident_k and n_samples need at least 1")
+        if not 0 <= self.exhaustive_ratio <= 1:
+            raise ValueError(f"exhaustive_ratio is {self.exhaustive_ratio}, needs 0 … 1")
+        if self.confident_k > self.top_k + self.n_random:
+            raise ValueError(f"confident_k {self.confident_k} is more than the {self.top_k} + {self.n_random} "
+                             "candidates of an uncertain context")
+        if min(self.top_k + self.n_random, self.confident_k, self.n_samples) < 1:
+            raise ValueError(f"{asdict(self)}: an empty candidate set teaches nothing; top_k + n_random, confident_k "
+                             "and n_samples need at least 1")
 
     def group_size(self, n_symbols: int) -> int:
         "Candidates a group; raises `ValueError` when the vocabulary has fewer characters"
         if self.estimator == "on_policy": return self.n_samples
         if self.estimator == "exact": return n_symbols
-        if self.top_k + self.n_random > n_symbols: raise ValueError(f"{self.top_k} likeliest + {self.n_random} random candidates are more than the {n_symbols} symbols of the vocabulary")
+        if self.top_k + self.n_random > n_symbols:
+            raise ValueError(f"{self.top_k} likeliest + {self.n_random} random candidates are more than the "
+                             f"{n_symbols} symbols of the vocabulary")
         return self.top_k + self.n_random
 
 # %% ../nbs/13_candidates.ipynb #c09sel
@@ -112,7 +122,8 @@ def select_candidates(
     "Choose candidates for every context and weigh them"
     g, h = cfg.group_size(logp.shape[-1]), entropy(logp)
     uncertain = h > cfg.threshold
-    if cfg.estimator == "exact": ids, selection = torch.arange(g, device=logp.device).expand(*h.shape, g), torch.ones_like(logp)
+    if cfg.estimator == "exact":
+        ids, selection = torch.arange(g, device=logp.device).expand(*h.shape, g), torch.ones_like(logp)
     elif cfg.estimator == "on_policy": ids, selection = _draw(logp, g, generator), logp.new_ones(*h.shape, g)
     else: ids, selection = _top_k_and_random(logp, uncertain, cfg, generator)
     p = logp.gather(-1, ids).exp()
@@ -130,7 +141,8 @@ def select_candidates(
 
 def _draw(logp, g, generator):
     "g characters from the policy, with replacement"
-    return torch.multinomial(logp.exp().flatten(0, -2), g, replacement=True, generator=generator).view(*logp.shape[:-1], g)
+    return torch.multinomial(logp.exp().flatten(0, -2), g, replacement=True,
+                             generator=generator).view(*logp.shape[:-1], g)
 
 
 def _top_k_and_random(logp, uncertain, cfg, generator):
@@ -153,13 +165,16 @@ _LEAST_DEVIATION = 1e-4  # TRL adds it: rewards that differ by less are hardly a
 
 def _divisor(scale, reward, weight, share, mean, low, high, left_out, deviation="population"):
     "Mean, Σ share · reward or deviation; with `left_out`, whatever the try itself earned"
-    swapped = float(left_out)  # a try's own reward gives way to the best, in a deviation half to the best, half to the worst
-    if scale == "mean": return (mean + swapped * weight / weight.sum(-1, keepdim=True) * (high - reward)).clamp(min=1e-30)
+    # a try's own reward gives way to the best, in a deviation half to the best, half to the worst
+    swapped = float(left_out)
+    if scale == "mean":
+        return (mean + swapped * weight / weight.sum(-1, keepdim=True) * (high - reward)).clamp(min=1e-30)
     if scale == "probability":
         return ((share * reward).sum(-1, keepdim=True) + swapped * share * (high - reward)).clamp(min=1e-30)
     adv, best, worst, total = reward - mean, high - mean, low - mean, weight.sum(-1, keepdim=True)
     of_itself = swapped * weight / total
-    square = (weight * adv.square()).sum(-1, keepdim=True) / total + of_itself * ((best.square() + worst.square()) / 2 - adv.square())
+    square = ((weight * adv.square()).sum(-1, keepdim=True) / total + of_itself
+              * ((best.square() + worst.square()) / 2 - adv.square()))
     variance = square - (of_itself * ((best + worst) / 2 - adv)).square()
     if deviation == "population": return variance.sqrt().clamp(min=1e-30)
     return (variance / (1 - (weight / total).square().sum(-1, keepdim=True))).sqrt() + _LEAST_DEVIATION

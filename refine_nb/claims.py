@@ -12,18 +12,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from ._board import Verdict, kept, board, piloted
+
+from ._board import Evidence, Verdict, board_data, kept, piloted, read_choice, result_page
+from ._board_page import board_qmd, claims_md
 from ._errors import unknown_name
-from ._evidence import METRICS, Number, Undecided, Shape, over_seeds, over_windows, select_rows
+from ._evidence import METRICS, Number, Shape, Undecided, over_seeds, over_windows, select_rows
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
-from ._sources import read_sources, sources_page
-from .cards import SEED_TESTS, CardError, card_hash, read_cards, accept_region, rule_seeds
+from ._replications import read_replications, replications_page
+from ._sources import cited, read_sources, sources_page, verdict_of
+from .cards import SEED_TESTS, CardError, accept_region, card_hash, read_cards, rule_seeds
 from .parameters import ID_COLUMNS, RUN_COLUMNS, ParameterError, read_parameters
 from .statistics import Interval, holm, sign_flip_p
 from .tables import read_runs
-from ._replications import read_replications, replications_page
 
 # %% ../nbs/95_claims.ipynb #c21ver1
 def decide(
@@ -142,7 +144,8 @@ def judge_card(
     "The verdict on one card"
     full, rule, narrow = _completed(card, past), card["rule"], _narrowed(table, card["metric"])
     try:
-        arms = {name: select_rows(narrow, full, where) for name, where in [("arm", full["arm"]), *full["controls"].items()]}
+        arms = {name: select_rows(narrow, full, where)
+                for name, where in [("arm", full["arm"]), *full["controls"].items()]}
         arm, controls = arms.pop("arm"), arms or {"": None}
         _check_metric(card, table)
         measure = over_seeds if rule["test"] in SEED_TESTS else over_windows
@@ -150,7 +153,8 @@ def judge_card(
     except Undecided as reason: return Verdict(card, "retired" if card.get("retired") else "open", {}, str(reason))
     zero = bool(full["controls"]) or METRICS.get(card["metric"], Shape()).zero
     rulings = {name: ruling(x, rule, zero) for name, x in numbers.items()}
-    verdict, used = combined_verdict(rulings), _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
+    verdict = combined_verdict(rulings)
+    used = _used_rows([arm, *(rows for rows in controls.values() if rows is not None)], full)
     reasons = {n: why for n, (word, why) in rulings.items() if why and word == verdict}
     reasons = [f"against {n}: {why}" if len(rulings) > 1 else why for n, why in reasons.items()]
     text = "; ".join([*(interval_text(n, x) for n, x in numbers.items()), *reasons])
@@ -165,7 +169,8 @@ def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"
     parameters = {n for p in table["parameters"].tolist() for n in p.split()}
     other = {*ID_COLUMNS, *RUN_COLUMNS, *parameters} - _COUNTED
-    if card["metric"] in other: raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
+    if card["metric"] in other:
+        raise CardError(f"{card['id']}: {card['metric']} is no result of a run, but a circumstance")
     if card["metric"] not in table:
         metrics = sorted(set(table.columns) - other)
         raise CardError(f"{card['id']}: {unknown_name('metric', card['metric'], metrics)}")
@@ -186,7 +191,8 @@ def _used_rows(arms: list, card: Mapping[str, object]) -> list[dict]:
     for rows in arms:
         mine = rows.index.isin(seeds) | rows["deterministic"].astype(bool)
         chosen = rows[mine] if drawn else rows[:1]
-        names = {"id", "experiment", "parameters", "started", "cards", "processor"}.union(*map(str.split, chosen["parameters"]))
+        names = {"id", "experiment", "parameters", "started", "cards",
+                 "processor"}.union(*map(str.split, chosen["parameters"]))
         rows_used += chosen[[c for c in chosen if c in names]].to_dict("records")
     return rows_used
 
@@ -257,7 +263,8 @@ def judge_cards(
     wanted = {c["id"] for c in cards if sweeps is None or c["sweep"] in sweeps}
     cards = [c for c in cards if studies[c["id"]] in {studies[id] for id in wanted}]
     tables = {s: results_table(top, s) for s in {c["sweep"] for c in cards}}
-    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past) for c in cards}
+    verdicts = {c["id"]: _early_verdict(c, tables[c["sweep"]], top, past) or judge_card(c, tables[c["sweep"]], past)
+                for c in cards}
     for v in verdicts.values():
         if v.verdict == "open" and not v.rows: _check_pins(v.card, top, past)
     return {id: v for id, v in _in_studies(verdicts, studies).items() if id in wanted}
@@ -300,33 +307,47 @@ def verdict_table(
     return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% ../nbs/95_claims.ipynb #c21page1
+def _evidence(
+    root: Path,                       # the project's folder
+    verdicts: Mapping[str, Verdict],  # of all cards, by id
+    states: Mapping[str, str],        # row id → state
+    verified: str,                    # when they were verified
+) -> Evidence:
+    "What the board is made from"
+    studies = {id: study_of(root, v.card["sweep"]) for id, v in verdicts.items()}
+    words = {id: v.verdict for id, v in verdicts.items()}
+    shown, ledger = root / "experiments" / "board.yaml", root / "experiments" / "sources.yaml"
+    choice = read_choice(shown, verdicts) if shown.exists() else {}
+    pages = {s: result_page(root, s, choice.get("pages", {})) for s in set(studies.values())}
+    sources = read_sources(ledger, words) if ledger.exists() else {}
+    sentences = {c["number"]: verdict_of(c, words) for s in sources.values() for c in s["claims"]}
+    return Evidence(verdicts, studies, sentences, cited(sources), choice, pages, states, verified)
+
+def _ledger_pages(root: Path, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
+    words = {id: v.verdict for id, v in verdicts.items()}
+    numbers = {id: v.why for id, v in verdicts.items()}
+    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, words), words),
+             "replications": lambda ledger: replications_page(read_replications(ledger, words), words, numbers)}
+    ledgers = {name: root / "experiments" / f"{name}.yaml" for name in pages}
+    return {f"nbs/{name}.qmd": pages[name](path) for name, path in ledgers.items() if path.exists()}
+
 def write_claims(
     root: str | Path = ".",           # anywhere inside the project
     check: bool = False,              # write nothing
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards; write history, CLAIMS.md, the board and the page of sources; returns verdicts and, checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md, the board, its data and the ledgers' pages; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_cards(root, past=past)
-    text = board(verdicts, {id: study_of(top, v.card["sweep"]) for id, v in verdicts.items()}, states, verified)
-    title = "The board: every claim and its verdict"
-    files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
-    files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
-    files |= _ledger_pages(top, verdicts)
-    differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    data = board_data(_evidence(top, verdicts, states, verified))
+    files = {"CLAIMS.md": claims_md(data), "nbs/board.qmd": board_qmd(data)} | _ledger_pages(top, verdicts)
+    files["nbs/board.json"] = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    differ = [p for p, text in files.items() if not (top / p).exists() or (top / p).read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, files[path])
+        (top / path).parent.mkdir(exist_ok=True)
+        write_atomic(top / path, files[path])
     if past and not check: write_history(past)
-    return list(verdicts.values()), [str(p.relative_to(top)) for p in differ] if check else []
-
-def _ledger_pages(top: Path, verdicts: Mapping[str, Verdict]) -> dict[Path, str]:
-    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
-    states = {id: v.verdict for id, v in verdicts.items()}
-    numbers = {id: v.why for id, v in verdicts.items()}
-    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, states), states),
-             "replications": lambda ledger: replications_page(read_replications(ledger, states), states, numbers)}
-    ledgers = {name: top / "experiments" / f"{name}.yaml" for name in pages}
-    return {top / "nbs" / f"{n}.qmd": pages[n](path) for n, path in ledgers.items() if path.exists()}
+    return list(verdicts.values()), differ if check else []

@@ -52,7 +52,9 @@ class AdaptiveLayer(nn.LayerNorm):
         confidence_scalars: Float[Tensor, "b t 1"] | None = None,  # none: zeros
     ) -> Float[Tensor, "b t d"]:
         y = super().forward(x)
-        return y if confidence_scalars is None else torch.addcmul(y, confidence_scalars, torch.addcmul(self.shift, y, self.gain))  # y + c · (y · gain + shift)
+        # y + c · (y · gain + shift)
+        return (y if confidence_scalars is None else torch.addcmul(y, confidence_scalars,
+                                                                   torch.addcmul(self.shift, y, self.gain)))
 
 
 class MetaAwareBlock(Block):
@@ -83,10 +85,14 @@ class ConfidenceAwareGPT(ContextualGPT):
         feedback: int = 0,  # Jacobi passes by which predictions are fed back; 0: previous confidences are zeros
     ):
         super().__init__(cfg)
-        if not math.isfinite(confidence_init_bias): raise ValueError(f"confidence_init_bias is {confidence_init_bias}, needs a finite number of nats")
-        if feedback < 0: raise ValueError(f"feedback is {feedback}: give a number of Jacobi passes, or 0 for zeros as previous confidences")
+        if not math.isfinite(confidence_init_bias):
+            raise ValueError(f"confidence_init_bias is {confidence_init_bias}, needs a finite number of nats")
+        if feedback < 0:
+            raise ValueError(f"feedback is {feedback}: give a number of Jacobi passes, or 0 for zeros as previous "
+                             "confidences")
         usual, self.blocks = self.blocks, nn.ModuleList(MetaAwareBlock(cfg) for _ in range(cfg.n_layers))
-        self.blocks.load_state_dict(usual.state_dict(), strict=False)  # it starts as the plain model of this random seed
+        # it starts as the plain model of this random seed
+        self.blocks.load_state_dict(usual.state_dict(), strict=False)
         self.confidence_predictor = nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.GELU(), nn.Linear(cfg.width, 1))
         nn.init.zeros_(self.confidence_predictor[-1].weight)
         nn.init.constant_(self.confidence_predictor[-1].bias, confidence_init_bias)
@@ -136,22 +142,29 @@ class ConfidenceAwareGPT(ContextualGPT):
         previous = cache.from_parent("confidence", ids.new_zeros(*ids.shape, 1, dtype=self.position.weight.dtype))
         with eval_mode(self):
             for _ in range(min(passes, cache.chain - 1)):
-                previous = cache.from_parent("confidence", self.confidence_predictor(self.through(ids, cache, previous)))
+                previous = cache.from_parent("confidence",
+                                             self.confidence_predictor(self.through(ids, cache, previous)))
         return previous
 
     def forward(
-        self, ids: Int[Tensor, "b t"], cache: Cache | None = None, confidence_scalars: Float[Tensor, "b t 1"] | None = None
-    ) -> Float[Tensor, "b t v"] | dict[str, Tensor]:  # with confidence_scalars: {"logits" (b t v), "confidence_pred" (b t)}
+        self, ids: Int[Tensor, "b t"], cache: Cache | None = None,
+        confidence_scalars: Float[Tensor, "b t 1"] | None = None
+    ) -> Float[Tensor, "b t v"] | dict[str, Tensor]:  # with confidence_scalars: logits (b t v), confidence_pred (b t)
         "Logits of the next character at every position; given the previous confidences, also the predicted ones"
         if confidence_scalars is not None: _check_confidence(ids, confidence_scalars)
         hid = self.hidden(ids, cache, False, confidence_scalars)
-        return self.head(hid) if confidence_scalars is None else {"logits": self.head(hid), "confidence_pred": self.confidence_predictor(hid)[..., 0]}
+        return (self.head(hid) if confidence_scalars is None
+                else {"logits": self.head(hid), "confidence_pred": self.confidence_predictor(hid)[..., 0]})
 
 
 def _check_confidence(ids, c):
     "Raises `ValueError` unless there is one finite number per character"
-    if c.shape != (*ids.shape, 1): raise ValueError(f"confidence_scalars of shape {tuple(c.shape)} do not fit characters of shape {tuple(ids.shape)}: give {(*ids.shape, 1)}")
-    if not torch.isfinite(c).all(): raise ValueError(f"a previous confidence is {c[~torch.isfinite(c)][0].item()}: predicted losses must be finite; lower the learning rate, or pass zeros")
+    if c.shape != (*ids.shape, 1):
+        raise ValueError(f"confidence_scalars of shape {tuple(c.shape)} do not fit characters of shape "
+                         f"{tuple(ids.shape)}: give {(*ids.shape, 1)}")
+    if not torch.isfinite(c).all():
+        raise ValueError(f"a previous confidence is {c[~torch.isfinite(c)][0].item()}: predicted losses must be "
+                         "finite; lower the learning rate, or pass zeros")
 
 # %% ../nbs/17_confidence.ipynb #c12twin
 def standard_twin(
@@ -159,7 +172,8 @@ def standard_twin(
 ) -> ContextualGPT:
     "A plain model with as many parameters, up to less than one hidden unit"
     model, n = ContextualGPT(cfg), cfg.n_layers
-    units = (4 * cfg.width * n + cfg.width**2 + 2 * cfg.width + 1) // (2 * cfg.width)  # adaptive layers and confidence head
+    # adaptive layers and confidence head
+    units = (4 * cfg.width * n + cfg.width**2 + 2 * cfg.width + 1) // (2 * cfg.width)
     for i, block in enumerate(model.blocks):
         wide = 4 * cfg.width + units // n + (i < units % n)
         block.up, block.down = Linear(cfg.width, wide), Linear(wide, cfg.width)
@@ -214,7 +228,8 @@ def _mask_ahead(
     "Second pass over text and branches, in one row of length 2 t under a tree mask"
     t = ids.shape[1]
     before = torch.zeros_like(pred)[..., None] if previous is None else previous
-    hid = model.hidden(torch.cat([ids, branch], 1), Tree(*_text_and_branches(t)), confidence_scalars=torch.cat([before, pred[..., None]], 1))
+    hid = model.hidden(torch.cat([ids, branch], 1), Tree(*_text_and_branches(t)),
+                       confidence_scalars=torch.cat([before, pred[..., None]], 1))
     return model.head(hid[:, t:])
 
 
@@ -284,7 +299,8 @@ def _everywhere(model, cfg, batch, previous, generator):
     pred = model.confidence_predictor(hid.detach() if cfg.detach else hid)[..., 0]
     nll = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view_as(pred)
     if cfg.form == "shifted": return pred, pred[:, :-1], nll[:, 1:].detach(), nll.mean()
-    branch = y if cfg.target == "teacher" else sample_next(logits.detach().flatten(0, 1), generator=generator).view_as(ids)
+    branch = (y if cfg.target == "teacher" else sample_next(logits.detach().flatten(0, 1),
+                                                            generator=generator).view_as(ids))
     if cfg.form == "branch": ahead = branch_ahead(model, text, branch, pred.detach())
     else: ahead = _mask_ahead(model, ids, branch, pred.detach(), previous)
     actual = F.cross_entropy(ahead.flatten(0, 1), after.flatten(), reduction="none").view_as(pred)

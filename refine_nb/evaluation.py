@@ -49,7 +49,8 @@ def evaluate(
 ) -> dict[str, float]:  # val_loss in nats, val_bits per character, val_accuracy
     "How well a policy predicts, on average over all targets"
     if not len(windows): raise ValueError("there is no window to judge: take a longer text or a shorter context")
-    if not 0 <= skip < windows.shape[1] - 1: raise ValueError(f"skip {skip} leaves no target in windows of {windows.shape[1]}")
+    if not 0 <= skip < windows.shape[1] - 1:
+        raise ValueError(f"skip {skip} leaves no target in windows of {windows.shape[1]}")
     nll, hit = (x[:, skip:].double().mean().item() for x in score(policy, windows))
     return dict(val_loss=nll, val_bits=nll / math.log(2), val_accuracy=hit)
 

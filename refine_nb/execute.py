@@ -37,7 +37,8 @@ class _Progress:
         self.plan, self.ended, self.stop = plan, set(), threading.Event()
         words = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         pause = 0.2 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=len(plan.todo), desc=plan.sweep.name, bar_format=words, mininterval=pause, file=sys.stderr)
+        self.bar = tqdm(total=len(plan.todo), desc=plan.sweep.name, bar_format=words, mininterval=pause,
+                        file=sys.stderr)
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def at_work(self) -> list[tuple[float, str]]:
@@ -111,7 +112,8 @@ def _merge_published(
 ) -> None:
     "Merge published runs into the tables of their sweeps"
     for name in {plan.sweep.name, *(n for n, _ in plan.others.values())}:
-        wanted = plan.identities if name == plan.sweep.name else {i: h for i, (n, h) in plan.others.items() if n == name}
+        wanted = (plan.identities if name == plan.sweep.name
+                  else {i: h for i, (n, h) in plan.others.items() if n == name})
         records = [r for i in ids if i in wanted and (r := countable_record(plan, i))]
         cards = sweep_cards(plan.sweep.root, name)
         if records or name == plan.sweep.name: merge_records(plan.results / name, records, plan.runs, cards, plan.again)
@@ -155,7 +157,7 @@ def _print_line(
 def execute_plan(
     plan: Plan,             # what is to be done
     workers: int,           # how many runs at a time
-    engine=local_engine,    # (specs, workers) → generator of (spec, outcome, text); Ctrl-C ends it with KeyboardInterrupt
+    engine=local_engine,    # (specs, workers) → generator of (spec, outcome, text), which Ctrl-C ends
 ) -> dict[str, str]:
     "Execute what is missing; id → outcome"
     work = _Work(plan)
@@ -209,7 +211,8 @@ class _Work:
         if not self.late: return
         try: _merge_published(self.plan, self.late)
         except Exception as error:
-            raise SweepError(f"{len(self.late)} finished runs are not in their table: {error}. Their records are safe in "
+            raise SweepError(f"{len(self.late)} finished runs are not in their table: {error}. Their records "
+                             "are safe in "
                              f"{self.plan.runs}: mend the table and give the same command again") from error
 
 def _missing_need(
@@ -218,7 +221,8 @@ def _missing_need(
 ) -> str | None:
     "A run that this one builds on and that left no result"
     needs = plan.identity(id)["needs"]
-    return next((n for n in needs if not is_complete(plan.runs / n) or published_record(plan.runs / n)["status"] != "ok"), None)
+    return next((n for n in needs if not is_complete(plan.runs / n)
+                 or published_record(plan.runs / n)["status"] != "ok"), None)
 
 def _archive_incomplete(
     plan: Plan,    # what is being done

@@ -191,7 +191,8 @@ class ContextualGPT(nn.Module):
         self.norm = nn.LayerNorm(cfg.width, bias=False)
         self.head = nn.Linear(cfg.width, cfg.n_symbols, bias=False)
         init_weights(self, cfg.n_layers)
-        self.ngram = NGramEmbedding(cfg.ngram, cfg.n_symbols, cfg.width) if cfg.ngram else None  # last: the rest starts equal without it
+        # last: the rest starts equal without it
+        self.ngram = NGramEmbedding(cfg.ngram, cfg.n_symbols, cfg.width) if cfg.ngram else None
         if self.ngram is not None: init_weights(self.ngram, cfg.n_layers)
 
     def embed(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b t d"]:
@@ -199,7 +200,8 @@ class ContextualGPT(nn.Module):
         cache = _begun(ids, cache)
         try: x = self.token(ids)
         except IndexError:
-            raise ValueError(f"ids {ids.min().item()} … {ids.max().item()} are not all among the model's {self.cfg.n_symbols} symbols: "
+            raise ValueError(f"ids {ids.min().item()} … {ids.max().item()} are not all among the model's "
+                             f"{self.cfg.n_symbols} symbols: "
                              "build it on the text's vocabulary") from None
         x = cache.place(x, self.position)
         if self.ngram is not None: x = x + self.ngram(ids, cache)
@@ -233,22 +235,26 @@ class ContextualGPT(nn.Module):
 
     def new_cache(self, rows: int, room: int = 0) -> Rows:  # texts side by side; positions to reserve
         "An empty cache for this model"
-        return Rows(self.slots, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads, rows, room or self.cfg.context, self.position.weight)
-
-    def decoder(
-        self, rows: Rows  # texts that were read, and forked at most once
-    ) -> Callable[[Int[Tensor, "b"]], Float[Tensor, "b v"]]:  # ids → logits of the character after each
-        "What reads one character of every row after another, without gradients: bit for bit as `self(ids, rows)`"
-        walked = type(self).hidden is ContextualGPT.hidden and type(self).forward is ContextualGPT.forward
-        known = all(type(m) in (Block, Attention, Linear, nn.LayerNorm) for b in self.blocks for m in b.modules())
-        changed = self.training and self.cfg.dropout or any(m._forward_hooks for m in self.modules())
-        if walked and known and not changed and len(rows.segments) < 3: return Decoder(self, rows)
-        return lambda ids: self(ids[:, None], rows)[:, -1]
+        return Rows(self.slots, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads, rows, room or self.cfg.context,
+                    self.position.weight)
 
 
 def n_parameters(model: nn.Module) -> int:
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters())
+
+# %% ../nbs/06_gpt.ipynb #g06dec
+@patch
+def decoder(
+    self: ContextualGPT,
+    rows: Rows,  # texts that were read, and forked at most once
+) -> Callable[[Int[Tensor, "b"]], Float[Tensor, "b v"]]:  # ids → logits of the character after each
+    "What reads one character of every row after another, without gradients: bit for bit as `self(ids, rows)`"
+    usual = type(self).hidden is ContextualGPT.hidden and type(self).forward is ContextualGPT.forward
+    known = all(type(m) in (Block, Attention, Linear, nn.LayerNorm) for b in self.blocks for m in b.modules())
+    changed = self.training and self.cfg.dropout or any(m._forward_hooks for m in self.modules())
+    if usual and known and not changed and len(rows.segments) < 3: return Decoder(self, rows)
+    return lambda ids: self(ids[:, None], rows)[:, -1]
 
 # %% ../nbs/06_gpt.ipynb #79c4775b
 def sample_next(
@@ -258,10 +264,12 @@ def sample_next(
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "b"]:
     "Draw one character per row; raises `ValueError` for a negative temperature and for logits that are no numbers"
-    if not temperature >= 0: raise ValueError(f"temperature is {temperature}, must not be negative (0 is the likeliest)")
+    if not temperature >= 0:
+        raise ValueError(f"temperature is {temperature}, must not be negative (0 is the likeliest)")
     best = logits.amax(-1)
     if not best.isfinite().all():
-        raise ValueError(f"the largest logit of a row is {best[~best.isfinite()][0].item()}: nothing can be drawn; did the model's training diverge?")
+        raise ValueError(f"the largest logit of a row is {best[~best.isfinite()][0].item()}: nothing can be drawn; did "
+                         "the model's training diverge?")
     if temperature == 0: return logits.argmax(-1)
     if temperature < 1e-3: logits = logits - logits.amax(-1, keepdim=True)  # or the quotient overflows
     logits = logits / temperature
@@ -279,7 +287,7 @@ def _read_prompts(
 ) -> Float[Tensor, "p v"]:  # logits after each prompt
     "Encode prompts a few rows at a time"
     p, s = prompt.shape
-    step, logits = p if prompt.is_cuda else max(1, tokens // s), []
+    step, logits = p if prompt.device.type != "cpu" else max(1, tokens // s), []
     for i in range(0, p, step):
         part = cache.part(i, min(i + step, p))
         logits.append(model.head(model.hidden(prompt[i : i + step], part, last=True)[:, 0]))
@@ -299,12 +307,17 @@ def sample(
 ) -> Int[Tensor, "p g t"]:  # prompt and continuation
     "Continue every prompt g times; raises `ValueError` for an empty prompt or settings that make no sense"
     if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
-        shown = f"a tensor of shape {tuple(prompt.shape)} of {prompt.dtype}" if isinstance(prompt, Tensor) else repr(prompt)
+        shown = (f"a tensor of shape {tuple(prompt.shape)} of {prompt.dtype}" if isinstance(prompt, Tensor)
+                 else repr(prompt))
         raise ValueError(f"prompts are ids (p, s), not {shown}: give vocab.encode(text)[None] for one text")
-    if min(*prompt.shape, n, g) < 1: raise ValueError(f"{prompt.shape[0]} prompts of {prompt.shape[1]}, {n} new characters, {g} samples: all need at least one")
-    if not temperature >= 0 or (top_k is not None and top_k < 1): raise ValueError(f"temperature {temperature} must not be negative and top_k {top_k} must be at least 1")
+    if min(*prompt.shape, n, g) < 1:
+        raise ValueError(f"{prompt.shape[0]} prompts of {prompt.shape[1]}, {n} new characters, {g} samples: all need "
+                         "at least one")
+    if not temperature >= 0 or (top_k is not None and top_k < 1):
+        raise ValueError(f"temperature {temperature} must not be negative and top_k {top_k} must be at least 1")
     with eval_mode(model), torch.inference_mode(): out = _sample(model, prompt, n, g, temperature, top_k, generator)
-    return rearrange(out.clone(), "(p g) t -> p g t", g=g)  # a clone made here is an ordinary tensor: one may train on it
+    # a clone made here is an ordinary tensor: one may train on it
+    return rearrange(out.clone(), "(p g) t -> p g t", g=g)
 
 
 def _sample(model, prompt, n, g, temperature, top_k, generator):

@@ -69,11 +69,13 @@ def muon_update(
 
 # %% ../nbs/19_mugrokfast.ipynb #mg4
 class MaxLogitWatch:
-    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`; it stays on the model, and not on its copies; raises `ValueError` for a model without attention"
+    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
-        if not self.attentions: raise ValueError(f"a {type(model).__name__} has no attention whose logits could be clipped: use qk_clip_threshold=0")
+        if not self.attentions:
+            raise ValueError(f"a {type(model).__name__} has no attention whose logits could be clipped: use "
+                             "qk_clip_threshold=0")
         self.observers = [LargestLogit(m.observer) for m in self.attentions]
         for attention, observer in zip(self.attentions, self.observers): attention.observer = observer
 
@@ -95,7 +97,8 @@ def qk_clip(
 ) -> int:  # heads that were clipped
     "Scale query and key maps of every head whose largest logit is above the threshold (Kimi K2, 2025)"
     factor = (threshold / largest).clamp(max=1).where(largest > 0, 1).sqrt()
-    for linear in (attention.q, attention.k): rearrange(linear.weight.data, "(h k) d -> h k d", h=attention.n_heads).mul_(factor[:, None, None])
+    for linear in (attention.q, attention.k):
+        rearrange(linear.weight.data, "(h k) d -> h k d", h=attention.n_heads).mul_(factor[:, None, None])
     return int((factor < 1).sum())
 
 # %% ../nbs/19_mugrokfast.ipynb #mg5
@@ -115,10 +118,14 @@ class MuGrokfastConfig:
 
     def __post_init__(self):
         for name in ("lr", "other_lr"):
-            if not 0 < getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}, needs a positive, finite number")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs a positive, finite number")
         for name in ("grokfast_lambda", "qk_clip_threshold", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf: raise ValueError(f"{name} is {getattr(self, name)}, needs a finite number, not negative; 0 switches it off")
-        for name, value in dict(grokfast_alpha=self.grokfast_alpha, momentum=self.momentum, beta_1=self.betas[0], beta_2=self.betas[1]).items():
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, needs a finite number, not negative; 0 "
+                                 "switches it off")
+        for name, value in dict(grokfast_alpha=self.grokfast_alpha, momentum=self.momentum, beta_1=self.betas[0],
+                                beta_2=self.betas[1]).items():
             if not 0 <= value < 1: raise ValueError(f"{name} is {value}, needs a number of at least 0 and below 1")
 
     @classmethod
@@ -136,7 +143,8 @@ MUGROKFAST_PRESETS = {
     "bake": MuGrokfastConfig(lr=1e-4, grokfast_lambda=0.2, qk_clip_threshold=30.0, weight_decay=0.01),
     "rl": MuGrokfastConfig(lr=5e-4, grokfast_lambda=0.1, qk_clip_threshold=25.0, weight_decay=0.0),
 }
-MUGROKFAST_PRESETS["bake_tuned"] = replace(MUGROKFAST_PRESETS["bake"], lr=0.016)  # on worked arithmetic (results/mugrokfast_parts_tune)
+# on worked arithmetic (results/mugrokfast_parts_tune)
+MUGROKFAST_PRESETS["bake_tuned"] = replace(MUGROKFAST_PRESETS["bake"], lr=0.016)
 MUGROKFAST_PRESETS["rl_tuned"] = replace(MUGROKFAST_PRESETS["rl"], lr=2.5e-4)  # on its reward (the same table)
 
 # %% ../nbs/19_mugrokfast.ipynb #mg6
@@ -154,7 +162,10 @@ class MuGrokfast(torch.optim.Optimizer):
         matrices = hidden_matrices(model) if cfg.muon else []
         hidden = set(map(id, matrices))
         rest = [p for p in model.parameters() if p.requires_grad and id(p) not in hidden]
-        groups = [dict(params=matrices, rule="muon", weight_decay=cfg.weight_decay, ratio=1.0), dict(params=[p for p in rest if p.ndim > 1], rule="adamw", weight_decay=cfg.weight_decay, ratio=cfg.other_lr), dict(params=[p for p in rest if p.ndim < 2], rule="adamw", weight_decay=0.0, ratio=cfg.other_lr)]
+        groups = [dict(params=matrices, rule="muon", weight_decay=cfg.weight_decay, ratio=1.0),
+                  dict(params=[p for p in rest if p.ndim > 1], rule="adamw", weight_decay=cfg.weight_decay,
+                       ratio=cfg.other_lr), dict(params=[p for p in rest if p.ndim < 2], rule="adamw", weight_decay=0.0,
+                                                 ratio=cfg.other_lr)]
         super().__init__([g for g in groups if g["params"]], dict(lr=cfg.lr))
         self.cfg, self.watch = cfg, MaxLogitWatch(model) if cfg.qk_clip_threshold else None
         self.max_logit, self.n_clipped = math.nan, 0  # of the last step, before the clip
@@ -180,14 +191,16 @@ class MuGrokfast(torch.optim.Optimizer):
 
     def filtered(self, p: nn.Parameter) -> Tensor:
         "The gradient after the filter"
-        return grokfast_filter(p.grad, *self.kept(p, "slow"), self.cfg.grokfast_alpha, self.cfg.grokfast_lambda) if self.cfg.grokfast_lambda else p.grad
+        return (grokfast_filter(p.grad, *self.kept(p, "slow"), self.cfg.grokfast_alpha, self.cfg.grokfast_lambda)
+                if self.cfg.grokfast_lambda else p.grad)
 
     def muon(self, params: list[nn.Parameter], lr: float, weight_decay: float) -> None:
         "Orthogonalised momentum, one batch for each shape"
         alike = defaultdict(list)
         for p in params: alike[p.shape].append(p)
         for same in alike.values():  # one matrix after the other, while it is in the cache
-            for p, u in zip(same, muon_update(map(self.filtered, same), [self.kept(p, "momentum")[0] for p in same], self.cfg.momentum)):
+            for p, u in zip(same, muon_update(map(self.filtered, same), [self.kept(p, "momentum")[0] for p in same],
+                                              self.cfg.momentum)):
                 if weight_decay: p.mul_(1 - lr * weight_decay)
                 p.add_(u, alpha=-lr)
 
@@ -196,11 +209,13 @@ class MuGrokfast(torch.optim.Optimizer):
         moments = [self.kept(p, "exp_avg", "exp_avg_sq") for p in params]
         steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in params]
         beta1, beta2 = self.cfg.betas
-        adamw(params, [self.filtered(p) for p in params], *map(list, zip(*moments)), [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8, maximize=False)
+        adamw(params, [self.filtered(p) for p in params], *map(list, zip(*moments)), [], steps, fused=True,
+              amsgrad=False, beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=1e-8, maximize=False)
 
     def clip(self) -> None:
         "Bring the heads that were above the threshold in this step's forward pass down to it"
         seen = [(a, most) for a, most in zip(self.watch.attentions, self.watch.largest) if most is not None]
         self.max_logit = max((most.max().item() for _, most in seen), default=math.nan)
-        self.n_clipped = sum(qk_clip(a, most, self.cfg.qk_clip_threshold) for a, most in seen) if self.max_logit > self.cfg.qk_clip_threshold else 0
+        self.n_clipped = (sum(qk_clip(a, most, self.cfg.qk_clip_threshold) for a, most in seen) if self.max_logit
+                          > self.cfg.qk_clip_threshold else 0)
         self.watch.reset()

@@ -34,7 +34,8 @@ class Parameters:
 ID_COLUMNS = ["id", "key", "experiment", "status", "parameters"]  # first columns of a results table
 
 RUN_COLUMNS = ["non_finite", "deterministic", "tokens_seen", "tokens_generated", "flops", "cpu_seconds", "wall_seconds",
-        "corpus_name", "corpus_sha256", "device", "processor", "threads", "python", "torch", "commit", "dirty", "started",
+        "corpus_name", "corpus_sha256", "device", "processor", "threads", "python", "torch", "commit", "dirty",
+               "started",
         "cards"]  # its last columns; parameters and metrics stand between
 
 CLOCKS = {
@@ -67,21 +68,28 @@ def _hint(node: ast.expr) -> type | None:
 
 def _declaration(node: ast.stmt) -> tuple[str, type, object]:
     "(name, type, value) of one line of a parameters cell"
-    target = node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1 else getattr(node, "target", None)
+    target = (node.targets[0] if isinstance(node, ast.Assign) and len(node.targets) == 1
+              else getattr(node, "target", None))
     try: name, value = target.id, ast.literal_eval(node.value)
-    except (AttributeError, TypeError, ValueError): raise ParameterError(f"`{ast.unparse(node)}`: a parameters cell holds lines NAME = literal and nothing else") from None
+    except (AttributeError, TypeError, ValueError):
+        raise ParameterError(f"`{ast.unparse(node)}`: a parameters cell holds lines NAME = literal and "
+                             "nothing else") from None
     kind = _hint(node.annotation) if isinstance(node, ast.AnnAssign) else type(value)
     if name == "PRESETS": return name, dict, value
-    if name in ID_COLUMNS + RUN_COLUMNS: raise ParameterError(f"a parameter may not be called {name}: the results table has a column of that name")
+    if name in ID_COLUMNS + RUN_COLUMNS:
+        raise ParameterError(f"a parameter may not be called {name}: the results table has a column of that name")
     if kind not in _TYPES.values() or not name.islower():
-        raise ParameterError(f"`{ast.unparse(node)}`: a parameter is a lower-case int, float, str or bool; a default of None says which, as in `steps: int = None`")
+        raise ParameterError(f"`{ast.unparse(node)}`: a parameter is a lower-case int, float, str or bool; a default "
+                             "of None says which, as in `steps: int = None`")
     return name, kind, _typed(name, value, kind)
 
 def _typed(name: str, value: object, kind: type) -> object:
     "The value as its declared type; an int may stand for a float, nothing else for anything else"
     if value is None: return None
     if kind is float and type(value) is int: value = float(value)
-    if type(value) is not kind: raise ParameterError(f"{name} = {value!r} is of type {type(value).__name__}, the parameters cell declares {kind.__name__}")
+    if type(value) is not kind:
+        raise ParameterError(f"{name} = {value!r} is of type {type(value).__name__}, the parameters cell declares "
+                             f"{kind.__name__}")
     if kind is float and not math.isfinite(value): raise ParameterError(f"{name} = {value!r} is not a finite number")
     return value
 
@@ -99,21 +107,28 @@ def read_parameters(
 ) -> Parameters:
     "What the `parameters` cell declares, read without running it"
     cells = [source for source, tags in code_cells(notebook) if "parameters" in tags]
-    if len(cells) != 1: raise ParameterError(f"{Path(notebook).name}: {len(cells)} cells carry the tag `parameters`, exactly one must (JupyterLab: Property Inspector, Cell Tags)")
+    if len(cells) != 1:
+        raise ParameterError(f"{Path(notebook).name}: {len(cells)} cells carry the tag `parameters`, exactly one must "
+                             "(JupyterLab: Property Inspector, Cell Tags)")
     try: declared = [_declaration(node) for node in parse_cell(cells[0]).body]
     except SyntaxError as error:
-        raise ParameterError(f"{Path(notebook).name}: line {error.lineno} of the parameters cell: {error.msg}") from None
+        raise ParameterError(f"{Path(notebook).name}: line {error.lineno} of the parameters cell: "
+                             f"{error.msg}") from None
     except ParameterError as error: raise ParameterError(f"{Path(notebook).name}: {error}") from None
     presets = next((value for name, _, value in declared if name == "PRESETS"), {})
-    spec = Parameters({n: v for n, _, v in declared if n != "PRESETS"}, {n: k for n, k, _ in declared if n != "PRESETS"}, presets)
+    spec = Parameters({n: v for n, _, v in declared if n != "PRESETS"},
+                      {n: k for n, k, _ in declared if n != "PRESETS"}, presets)
     for preset, values in presets.items(): _check_preset(spec, preset, values)
     return spec
 
 def _check_preset(spec: Parameters, preset: str, values: dict) -> None:
     "A preset fills parameters that exist, have no default of their own, and take that type"
     for name, value in values.items():
-        if name not in spec.types: raise ParameterError(f"PRESETS[{preset!r}]: {unknown_name('parameter', name, spec.types)}")
-        if spec.defaults[name] is not None: raise ParameterError(f"PRESETS[{preset!r}] sets {name!r}, which has the default {spec.defaults[name]!r}: write `{name}: {spec.types[name].__name__} = None`")
+        if name not in spec.types:
+            raise ParameterError(f"PRESETS[{preset!r}]: {unknown_name('parameter', name, spec.types)}")
+        if spec.defaults[name] is not None:
+            raise ParameterError(f"PRESETS[{preset!r}] sets {name!r}, which has the default {spec.defaults[name]!r}: "
+                                 f"write `{name}: {spec.types[name].__name__} = None`")
         _typed(name, value, spec.types[name])
 
 # %% ../nbs/90_parameters.ipynb #p9014

@@ -22,7 +22,7 @@ from torch import nn
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .benchmark_tasks import load_task
-from .checkpoints import list_checkpoints, read_manifest
+from .checkpoints import list_checkpoints, newest_checkpoint
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
 from .tasks import Item, ProblemBatches, Task, distinct_items
@@ -94,7 +94,8 @@ class WarmStartResult(NamedTuple):
     rows: list[dict]
     metrics: dict[str, float]  # validation on test questions
 
-    def __repr__(self) -> str: return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.metrics)})"
+    def __repr__(self) -> str:
+        return f"WarmStartResult({str(self.file)!r}, {len(self.rows)} rows; {_summary(self.metrics)})"
 
 # %% ../nbs/27_pipeline.ipynb #pl3
 @torch.random.fork_rng()
@@ -135,7 +136,8 @@ def run_warm_start(
             optimizer=optim, progress=progress)
         _check_finite(model, folder)
         file = save_thinking_model(folder / "model.safetensors", model, task, thoughts)
-    return WarmStartResult(file, model, thoughts, rows, validate_thoughts(model, model, problems, thoughts, questions, seed)[0])
+    return WarmStartResult(file, model, thoughts, rows,
+                           validate_thoughts(model, model, problems, thoughts, questions, seed)[0])
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:
@@ -316,11 +318,10 @@ def _finish(run: _Run, start: Report, waived: Sequence[str]) -> ReinforcementRes
 
 
 def _rows_so_far(folder: Path) -> list[dict]:
-    "Rows of a run's last checkpoint, which has to be whole"
-    saved = list_checkpoints(folder / "checkpoints")
-    if not saved: return []
-    read_manifest(saved[-1])
-    return [json.loads(line) for line in (saved[-1] / "rows.jsonl").read_text().splitlines()]
+    "Rows of a run's newest whole checkpoint, from which `train` goes on"
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None: return []
+    return [json.loads(line) for line in (checkpoint / "rows.jsonl").read_text().splitlines()]
 
 # %% ../nbs/27_pipeline.ipynb #pl9
 @torch.random.fork_rng()

@@ -39,8 +39,10 @@ def axis_label(
 
 def theme() -> None:
     "The look of every figure in the book"
-    rc = {"figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False, "axes.titleweight": "bold",
-          "axes.titlelocation": "left", "axes.titlepad": 14, "font.size": 10, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9}
+    rc = {"figure.dpi": 110, "savefig.dpi": 160, "savefig.bbox": "tight", "axes.spines.top": False,
+          "axes.spines.right": False, "axes.titleweight": "bold",
+          "axes.titlelocation": "left", "axes.titlepad": 14, "font.size": 10, "axes.labelsize": 10,
+          "xtick.labelsize": 9, "ytick.labelsize": 9}
     sns.set_theme(style="ticks", palette="colorblind", rc=rc)
 
 theme()
@@ -61,7 +63,7 @@ def summary_table(
     by: str,              # column that names the setting
     y: str,               # metric
 ) -> pd.DataFrame:
-    "One row a setting, in the table's order: n, failed (runs without a finite value), mean, sd, low, high (Student t, 95 %)"
+    "One row a setting, in the table's order: n, failed (runs without a finite value), mean, sd, low, high (95 %)"
     _require(table, by, y)
     rows = []
     for name, group in table.groupby(by, sort=False):
@@ -69,7 +71,8 @@ def summary_table(
         good = values[np.isfinite(values)]
         mean, low, high, n = mean_interval(good) if len(good) else Interval(np.nan, np.nan, np.nan, 0)
         low, high = (low, high) if n > 1 else (np.nan, np.nan)
-        rows.append({by: name, "n": n, "failed": len(values) - n, "mean": mean, "sd": good.std(ddof=1) if n > 1 else np.nan, "low": low, "high": high})
+        rows.append({by: name, "n": n, "failed": len(values) - n, "mean": mean, "sd": good.std(ddof=1) if n > 1
+                     else np.nan, "low": low, "high": high})
     return pd.DataFrame(rows).set_index(by)
 
 # %% ../nbs/05_plots.ipynb #p06pair
@@ -79,12 +82,13 @@ def paired_table(
     y: str,               # metric
     control: str,         # the setting that the others are compared with
 ) -> pd.DataFrame:
-    "One row a setting, largest first: mean, low and high of its difference to the control, paired by random seed (Student t, 95 %), and n"
+    "One row a setting, largest first: mean, low, high (95 %), n of its difference to the control by random seed"
     _require(table, "seed", by, y)
     if control not in table[by].values: raise ValueError(unknown_name("setting", control, table[by].unique()))
     values = {name: group.set_index("seed")[y].sort_index() for name, group in table.groupby(by, sort=False)}
     rows = {name: paired_interval(v, values[control]) for name, v in values.items() if name != control}
-    return pd.DataFrame(rows.values(), index=list(rows), columns=["mean", "low", "high", "n"]).sort_values("mean", ascending=False)
+    return pd.DataFrame(rows.values(), index=list(rows),
+                        columns=["mean", "low", "high", "n"]).sort_values("mean", ascending=False)
 
 # %% ../nbs/05_plots.ipynb #p06set
 def _part(name: str, value: object) -> str:
@@ -104,7 +108,8 @@ def arm_names(
     names = [n for n in names if n != kind and n not in ignore]
     def label(group: pd.DataFrame) -> pd.Series:
         varying = [n for n in names if group[n].nunique(dropna=False) > 1]
-        return group.apply(lambda row: ", ".join([str(row[kind]), *(_part(n, row[n]) for n in varying if pd.notna(row[n]))]), axis=1)
+        return group.apply(lambda row: ", ".join([str(row[kind]),
+                                                  *(_part(n, row[n]) for n in varying if pd.notna(row[n]))]), axis=1)
     return pd.concat([label(group) for _, group in table.groupby(kind, sort=False)]).reindex(table.index)
 
 # %% ../nbs/05_plots.ipynb #p06bar
@@ -117,11 +122,14 @@ def _rows(ax: Axes, table: pd.DataFrame, x: str, y: str, digits: int) -> pd.Data
     summary = summary_table(table, x, y)
     place = {name: i for i, name in enumerate(summary.index)}
     ax.hlines(range(len(summary)), summary["low"], summary["high"], color="0.1", linewidth=2.2, zorder=4)
-    ax.scatter(table[y], table[x].map(place) + 0.2, s=16, color="white", edgecolor="0.2", linewidth=0.8, alpha=0.8, zorder=3)
+    ax.scatter(table[y], table[x].map(place) + 0.2, s=16, color="white", edgecolor="0.2", linewidth=0.8, alpha=0.8,
+               zorder=3)
     for i, mean in enumerate(summary["mean"]):
         text = f"{mean:.{digits}f}" if np.isfinite(mean) else "no value"
-        ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9.5, annotation_clip=False)
-    ax.set(yticks=range(len(summary)), yticklabels=[_tick(n, f) for n, f in summary["failed"].items()], xlabel=axis_label(y), ylim=(len(summary) - 0.4, -0.6))
+        ax.annotate(text, (1.02, i), xycoords=ax.get_yaxis_transform(), va="center", fontsize=9.5,
+                    annotation_clip=False)
+    ax.set(yticks=range(len(summary)), yticklabels=[_tick(n, f) for n, f in summary["failed"].items()],
+           xlabel=axis_label(y), ylim=(len(summary) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     return summary
 
@@ -129,7 +137,8 @@ def _controls(ax: Axes, controls: Mapping[str, float]) -> None:
     "A dashed line a control, named above the axes"
     for name, value in controls.items():
         ax.axvline(value, color="0.45", linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-        ax.annotate(name, (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points", ha="center", va="bottom", fontsize=8.5, color="0.3")
+        ax.annotate(name, (value, 1), (0, 3), xycoords=("data", "axes fraction"), textcoords="offset points",
+                    ha="center", va="bottom", fontsize=8.5, color="0.3")
 
 def plot_bars(
     table: pd.DataFrame,  # one row a run
@@ -141,7 +150,8 @@ def plot_bars(
 ) -> Axes:
     "Bars from zero, a point a run, the 95 % interval over seeds, controls as dashed lines"
     summary = _rows(ax, table, x, y, digits)
-    ax.barh(range(len(summary)), summary["mean"], height=0.62, color=sns.color_palette("colorblind")[0], alpha=0.55, zorder=2)
+    ax.barh(range(len(summary)), summary["mean"], height=0.62, color=sns.color_palette("colorblind")[0], alpha=0.55,
+            zorder=2)
     _controls(ax, controls)
     if (summary["mean"] >= 0).all(): ax.set_xlim(left=0)
     return ax
@@ -156,7 +166,8 @@ def plot_points(
 ) -> Axes:
     "Means as marks on an axis that need not begin at zero, a point a run, the 95 % interval over seeds, controls"
     summary = _rows(ax, table, x, y, digits)
-    ax.scatter(summary["mean"], range(len(summary)), s=36, marker="D", color=sns.color_palette("colorblind")[0], zorder=5)
+    ax.scatter(summary["mean"], range(len(summary)), s=36, marker="D", color=sns.color_palette("colorblind")[0],
+               zorder=5)
     ax.grid(axis="x", color="0.9", zorder=0)
     _controls(ax, controls)
     return ax
@@ -171,7 +182,8 @@ def plot_by_corpus(
     _require(runs, "corpus_name", y)
     panels = {name: group.assign(setting=arm_names(group)) for name, group in runs.groupby("corpus_name", sort=False)}
     heights = [0.4 * group["setting"].nunique() + 1.1 for group in panels.values()]
-    fig, axes = plt.subplots(len(panels), figsize=(8, sum(heights)), height_ratios=heights, layout="constrained", squeeze=False)
+    fig, axes = plt.subplots(len(panels), figsize=(8, sum(heights)), height_ratios=heights, layout="constrained",
+                             squeeze=False)
     for ax, (name, group) in zip(axes.flat, panels.items()):
         plot_points(group, "setting", y, ax, controls.get(name, {}))
         ax.set_title(name, pad=22 if name in controls else 8)
@@ -182,7 +194,8 @@ def source_limits(
 ) -> dict[str, dict[str, float]]:  # controls for `plot_by_corpus`
     "What the source itself reaches on `late_loss`, for corpora with a known source"
     if "source_loss" not in runs: return {}
-    return {name: {"the source itself": float(loss)} for name, loss in runs.groupby("corpus_name")["source_loss"].mean().dropna().items()}
+    return {name: {"the source itself": float(loss)}
+            for name, loss in runs.groupby("corpus_name")["source_loss"].mean().dropna().items()}
 
 # %% ../nbs/05_plots.ipynb #p06curve
 def _spread(
@@ -211,7 +224,8 @@ def _band(
     "Mean, low and high at every x where all runs have a finite value"
     wide = group.pivot_table(index=x, columns=unit, values=y, aggfunc="last", dropna=False)
     whole = wide[np.isfinite(wide).all(axis=1)]
-    return pd.DataFrame([mean_interval(row)[:3] for row in whole.to_numpy()], index=whole.index, columns=["mean", "low", "high"])
+    return pd.DataFrame([mean_interval(row)[:3] for row in whole.to_numpy()], index=whole.index,
+                        columns=["mean", "low", "high"])
 
 # %% ../nbs/05_plots.ipynb #p06curve2
 def plot_curves(
@@ -225,12 +239,14 @@ def plot_curves(
     "Thin lines for runs, mean and 95 % Student band where all of a setting's runs have values, names at the ends"
     _require(curves, x, y, hue, unit)
     ends = {}
-    for colour, (name, group) in zip(sns.color_palette("colorblind", curves[hue].nunique()), curves.groupby(hue, sort=False)):
+    for colour, (name, group) in zip(sns.color_palette("colorblind", curves[hue].nunique()),
+                                     curves.groupby(hue, sort=False)):
         for _, run in group.groupby(unit): ax.plot(run[x], run[y], color=colour, alpha=0.35, linewidth=0.7)
         mean = _band(group, x, y, unit)
         if mean.empty: continue
         ax.plot(mean.index, mean["mean"], color=colour, linewidth=2)
-        if group[unit].nunique() > 1: ax.fill_between(mean.index, mean["low"], mean["high"], color=colour, alpha=0.2, linewidth=0)
+        if group[unit].nunique() > 1:
+            ax.fill_between(mean.index, mean["low"], mean["high"], color=colour, alpha=0.2, linewidth=0)
         ends[name] = (mean.index[-1], mean["mean"].iloc[-1], colour)
     ax.set(xlabel=axis_label(x), ylabel=axis_label(y))
     _name_lines(ax, ends)
@@ -242,5 +258,7 @@ def _name_lines(ax: Axes, ends: Mapping[object, tuple]) -> None:
     low, high = ax.get_ylim()
     gap = 13 / (ax.get_window_extent().height * 72 / ax.figure.dpi) * (high - low)
     for (name, (x, y, colour)), at in zip(ends.items(), _spread([end[1] for end in ends.values()], gap)):
-        ax.annotate(name, (x, y), (1.02, at), textcoords=ax.get_yaxis_transform(), va="center", color=colour, fontsize=9.5, annotation_clip=False,
-                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 1})
+        ax.annotate(name, (x, y), (1.02, at), textcoords=ax.get_yaxis_transform(), va="center", color=colour,
+                    fontsize=9.5, annotation_clip=False,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1,
+                                "shrinkB": 1})

@@ -32,7 +32,9 @@ def tree_mask(
 ) -> Bool[Tensor, "t s"]:
     "Who may look at whom; raises `ValueError` when a parent does not stand before its child"
     late = (parent >= torch.arange(len(parent))) | (parent < -1)
-    if late.any(): raise ValueError(f"character {int(late.nonzero()[0])} has the parent {int(parent[late][0])}: a parent is −1 or stands before its child")
+    if late.any():
+        raise ValueError(f"character {int(late.nonzero()[0])} has the parent {int(parent[late][0])}: a parent is −1 or "
+                         "stands before its child")
     mask = torch.eye(len(parent), dtype=torch.bool)
     for i, p in enumerate(parent.tolist()):
         if p >= 0: mask[i] |= mask[p]
@@ -60,7 +62,8 @@ class Prefix:
         ids: Int[Tensor, "b t"],  # at least one character, at most the model's context
         every: bool = False,  # keep the last layer of every position, not of the last one only
     ):
-        if min(ids.shape) < 1: raise ValueError(f"prefixes of shape {tuple(ids.shape)}: at least one of at least one character")
+        if min(ids.shape) < 1:
+            raise ValueError(f"prefixes of shape {tuple(ids.shape)}: at least one of at least one character")
         self.model, self.ids, self.every, self.text = model, ids, every, Text()
         self._hidden = model.hidden(ids, self.text, last=not every)
         honoured(model, self.text, ids.shape[1])
@@ -69,7 +72,9 @@ class Prefix:
     @property
     def hidden(self) -> Float[Tensor, "b t d"]:
         "The normalised last layer at every position; raises `ValueError` when only the last one was asked"
-        if not self.every: raise ValueError("only the last position was read to the end: Prefix(model, ids, every=True) has all of them")
+        if not self.every:
+            raise ValueError("only the last position was read to the end: Prefix(model, ids, every=True) has "
+                             "all of them")
         return self._hidden
 
     @property
@@ -81,7 +86,8 @@ class Prefix:
         "Raises `ValueError` when c more characters do not fit the model's context (the last one is never read)"
         t, context = self.ids.shape[1], self.model.cfg.context
         if c < 1 or t + c - 1 > context:
-            raise ValueError(f"{t} characters of prefix and {c} more do not fit a context of {context} (the last one is not read): "
+            raise ValueError(f"{t} characters of prefix and {c} more do not fit a context of {context} (the last one "
+                             "is not read): "
                              f"shorten one or build the model with context={t + c - 1}")
 
     def rows(
@@ -127,12 +133,13 @@ def generate(
     temperature: float = 1.0,  # 0: greedy
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "b g n"]:
-    "Continue every prefix g times, without dropout (the prefix as it was read); raises `ValueError` when it does not fit"
+    "Continue every prefix g times, without dropout; raises `ValueError` when it does not fit"
     prefix.check_room(n)
     model, b = prefix.model, len(prefix.ids)
     g = g if first is None else first.shape[1]
     out = torch.empty(b * g, n, dtype=torch.long, device=prefix.ids.device)
-    out[:, 0] = sample_next(prefix.next_logits.repeat_interleave(g, 0), temperature, None, generator) if first is None else first.flatten()
+    out[:, 0] = (sample_next(prefix.next_logits.repeat_interleave(g, 0), temperature, None, generator) if first is None
+                 else first.flatten())
     with eval_mode(model):
         step = model.decoder(prefix.rows(g, n)) if n > 1 else None
         for i in range(1, n): out[:, i] = sample_next(step(out[:, i - 1]), temperature, None, generator)

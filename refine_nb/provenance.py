@@ -156,8 +156,10 @@ def provenance(
 ) -> dict:
     "Where a run happens: commit, dirty flag (results aside), versions, host, device, threads"
     commit, changes = git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain", "--", ".", ":!results")
-    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
-    versions = {"python": platform.python_version()} | {p: _version(p) for p in ("torch", "numpy", "refine_nb", "papermill")}
+    threads = (sys.modules["torch"].get_num_threads() if "torch" in sys.modules
+               else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count()))
+    versions = ({"python": platform.python_version()} | {p: _version(p)
+                                                         for p in ("torch", "numpy", "refine_nb", "papermill")})
     machine = dict(host=socket.gethostname(), device=device_type(), processor=processor(), threads=threads)
     return {"commit": commit, "dirty": bool(changes) if commit else None, "versions": versions} | machine
 

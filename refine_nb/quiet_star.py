@@ -49,16 +49,18 @@ _PLACES = ("every", "end", "entropy", "difficulty", "random")
 
 
 class ThoughtInjector:
-    "Chooses the positions after which a model thinks; raises `ValueError` for an unknown place, for fewer than one and for more than a text has"
+    "Chooses the positions after which a model thinks; raises `ValueError` for an unknown place or number"
 
     def __init__(
         self,
-        where: str = "every",  # one of `_PLACES`: every position, after the last one, where the entropy or a given difficulty is largest, or random ones
+        where: str = "every",  # "every" position, at the "end", of largest "entropy" or "difficulty", or "random"
         count: int = 1,  # places in a text, for the last three
-        difficulty: Callable[[Prefix], Float[Tensor, "b t"]] | None = None,  # for "difficulty": a predicted loss, for example
+        difficulty: Callable[[Prefix], Float[Tensor, "b t"]] | None = None,  # such as a predicted loss
     ):
         if where not in _PLACES: raise ValueError(unknown_name("place", where, _PLACES))
-        if (where == "difficulty") != (difficulty is not None): raise ValueError(f"where {where!r} and difficulty {difficulty}: 'difficulty' needs one, and nothing else does")
+        if (where == "difficulty") != (difficulty is not None):
+            raise ValueError(f"where {where!r} and difficulty {difficulty}: 'difficulty' needs one, and "
+                             "nothing else does")
         if count < 1: raise ValueError(f"count is {count}: a text without a place to think needs no injector")
         self.where, self.count, self.difficulty = where, count, difficulty
 
@@ -75,7 +77,8 @@ class ThoughtInjector:
         if self.where == "end": return torch.full((b, 1), t - 1, device=device)
         if self.count > t: raise ValueError(f"{self.count} places among {t} positions")
         if self.where == "random": scores = torch.rand(b, t, generator=generator, device=device)
-        elif self.where == "entropy": scores = entropy(reading.model.head(reading.hidden[:, :t].detach()).log_softmax(-1))
+        elif self.where == "entropy":
+            scores = entropy(reading.model.head(reading.hidden[:, :t].detach()).log_softmax(-1))
         else: scores = self.difficulty(reading)[:, :t]
         return scores.topk(self.count).indices.sort().values
 
@@ -84,12 +87,16 @@ class ThoughtInjector:
 def predicted_loss(
     model: ConfidenceAwareGPT,  # reads the same texts
 ) -> Callable[[Prefix], Float[Tensor, "b t"]]:
-    "A difficulty for `ThoughtInjector`: the loss two characters ahead that a confidence-aware model predicts of itself; raises `ValueError` for texts of another vocabulary"
+    "A difficulty for `ThoughtInjector`: the loss that a confidence-aware model predicts of itself two characters ahead"
     @torch.no_grad()
     def difficulty(reading):
-        if model.cfg.n_symbols != reading.model.cfg.n_symbols: raise ValueError(f"the confidence-aware model knows {model.cfg.n_symbols} symbols, the texts have {reading.model.cfg.n_symbols}: train it on the same vocabulary")
+        if model.cfg.n_symbols != reading.model.cfg.n_symbols:
+            raise ValueError(f"the confidence-aware model knows {model.cfg.n_symbols} symbols, the texts have "
+                             f"{reading.model.cfg.n_symbols}: train it on the same vocabulary")
         previous = model.previous(reading.ids)
-        with eval_mode(model): return model(reading.ids, confidence_scalars=torch.zeros(*reading.ids.shape, 1, device=reading.ids.device) if previous is None else previous)["confidence_pred"]
+        with eval_mode(model):
+            return model(reading.ids, confidence_scalars=torch.zeros(*reading.ids.shape, 1, device=reading.ids.device)
+                         if previous is None else previous)["confidence_pred"]
 
     return difficulty
 
@@ -109,7 +116,10 @@ class MixingHead(nn.Module):
         if kind not in _MIXINGS: raise ValueError(unknown_name("mixing", kind, _MIXINGS))
         self.kind = kind
         if kind == "gate": self.up, self.out = nn.Linear(2 * width, width), nn.Linear(width, 1)
-        else: self.query, self.key, self.bias = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False), nn.Parameter(torch.tensor(2.0))
+        else:
+            self.query = nn.Linear(width, width, bias=False)
+            self.key = nn.Linear(width, width, bias=False)
+            self.bias = nn.Parameter(torch.tensor(2.0))
         if kind == "gate": nn.init.zeros_(self.out.weight), nn.init.constant_(self.out.bias, -2.0)
         else: nn.init.zeros_(self.key.weight)
 
@@ -134,7 +144,8 @@ def mixture_logp(
 ) -> Float[Tensor, "*b"]:
     "Log-probability of the mixture"
     rest = (1 - weight.sum(-1)).clamp(min=1e-6)
-    return torch.logsumexp(torch.cat([(plain + rest.log())[..., None], thoughtful + weight.clamp(min=1e-9).log()], -1), -1)
+    return torch.logsumexp(torch.cat([(plain + rest.log())[..., None], thoughtful + weight.clamp(min=1e-9).log()], -1),
+                           -1)
 
 # %% ../nbs/22_quiet_star.ipynb #qs6
 @dataclass(frozen=True)
@@ -196,8 +207,11 @@ def predict_with_thoughts(
     chosen = thought_logp(model.head(hidden[:, :, :, :n]), c)
     plain = reading.hidden[torch.arange(b)[:, None, None], at[..., None] + torch.arange(s, device=at.device)]
     after = rearrange(hidden[:, :, :, n + 1 :], "b t g s d -> b t s g d")
-    p, q, weight = _logp_of(model, plain, following), _logp_of(model, after, following[..., None].expand(b, t, s, g)), model.mixing(plain, after)
-    return _Predictions(p, q, mixture_logp(p, q, weight), weight, chosen.gather(-1, ids[..., None])[..., 0], entropy(chosen.detach().clamp(min=-1e9)).mean())
+    p = _logp_of(model, plain, following)
+    q = _logp_of(model, after, following[..., None].expand(b, t, s, g))
+    weight = model.mixing(plain, after)
+    return _Predictions(p, q, mixture_logp(p, q, weight), weight, chosen.gather(-1, ids[..., None])[..., 0],
+                        entropy(chosen.detach().clamp(min=-1e9)).mean())
 
 
 def _logp_of(model, hidden, ids):
@@ -215,7 +229,7 @@ def _true_after(
 
 # %% ../nbs/22_quiet_star.ipynb #qs7
 class QuietSTaR:
-    "Objective: predict without and with thoughts, and make thoughts likelier that help (REINFORCE; Zelikman et al. 2024); raises `ValueError` for a weight out of range and for a policy that one thought, or a greedy one, would have to teach"
+    "Objective: predict without and with thoughts, and make thoughts likelier that help (Zelikman et al. 2024)"
 
     def __init__(
         self,
@@ -227,33 +241,53 @@ class QuietSTaR:
     ):
         for name, weight in dict(policy_weight=policy_weight, read_weight=read_weight).items():
             if not 0 <= weight < math.inf: raise ValueError(f"{name} is {weight}, needs a finite number, not negative")
-        self.policy_weight, self.read_weight, self.injector, self.generator = policy_weight, read_weight, injector or ThoughtInjector(), torch.Generator(device).manual_seed(seed)
+        self.policy_weight = policy_weight
+        self.read_weight = read_weight
+        self.injector = injector or ThoughtInjector()
+        self.generator = torch.Generator(device).manual_seed(seed)
 
     def check(self, c: ThoughtConfig) -> None:
         "Refuse what cannot be learned from"
-        if self.policy_weight and c.n_thoughts < 2: raise ValueError("n_thoughts 1 with a policy_weight: a thought is judged against the others at its place; take at least two, or policy_weight=0")
-        if self.policy_weight and c.temperature != 1: raise ValueError(f"temperature {c.temperature} with a policy_weight: what is learned must be what was drawn; take temperature 1, or policy_weight=0")
+        if self.policy_weight and c.n_thoughts < 2:
+            raise ValueError("n_thoughts 1 with a policy_weight: a thought is judged against the others at its place; "
+                             "take at least two, or policy_weight=0")
+        if self.policy_weight and c.temperature != 1:
+            raise ValueError(f"temperature {c.temperature} with a policy_weight: what is learned must be what was "
+                             "drawn; take temperature 1, or policy_weight=0")
 
     def __call__(self, model: QuietGPT, batch: Int[Tensor, "b t"]) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         "The loss in nats a character, and its parts"
-        with eval_mode(model): return self.losses(model, batch, model.cfg.thoughts)  # no dropout: the policy that thinks is the policy that learns
+        with eval_mode(model):
+            # no dropout: the policy that thinks is the policy that learns
+            return self.losses(model, batch, model.cfg.thoughts)
 
-    def losses(self, model: QuietGPT, batch: Int[Tensor, "b t"], c: ThoughtConfig) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
+    def losses(self, model: QuietGPT, batch: Int[Tensor, "b t"],
+               c: ThoughtConfig) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
         "The four parts"
         self.check(c)
-        if batch.shape[1] <= c.ahead: raise ValueError(f"windows of {batch.shape[1]} characters leave no place before the {c.ahead} that judge a thought: make them longer, or ahead smaller")
+        if batch.shape[1] <= c.ahead:
+            raise ValueError(f"windows of {batch.shape[1]} characters leave no place before the {c.ahead} that judge a "
+                             "thought: make them longer, or ahead smaller")
         reading = Prefix(model, batch[:, :-1], every=True)
         at = self.injector(reading, batch.shape[1] - c.ahead, self.generator)
-        ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c, self.generator).unflatten(1, (-1, c.n_thoughts))
+        ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c,
+                             self.generator).unflatten(1, (-1, c.n_thoughts))
         predictions = predict_with_thoughts(model, reading, at, ids, _true_after(batch, at, c.ahead))
         reward = predictions.thoughtful.detach().sum(2)
-        adv, flat = group_advantage(reward, torch.full_like(reward, 1 / c.n_thoughts), "none", "leave_one_out") if c.n_thoughts > 1 else (reward, reward[..., 0] == reward[..., 0])
+        adv, flat = (group_advantage(reward, torch.full_like(reward, 1 / c.n_thoughts), "none", "leave_one_out")
+                     if c.n_thoughts > 1 else (reward, reward[..., 0] == reward[..., 0]))
         plain = F.cross_entropy(model.head(reading.hidden).flatten(0, 1), batch[:, 1:].flatten())
-        loss = plain - predictions.mixed.mean() - self.read_weight * predictions.thoughtful.mean() - self.policy_weight * (adv * predictions.thought.sum(-1)).mean()
+        loss = (plain - predictions.mixed.mean() - self.read_weight * predictions.thoughtful.mean() - self.policy_weight
+                * (adv * predictions.thought.sum(-1)).mean())
         gain = (predictions.mixed - predictions.plain).detach()[:, :, 0]
         w = predictions.weight.detach()
         used = (w.sum(-1) ** 2 / (w**2).sum(-1)).mean()
-        return loss, dict(loss_plain=plain.item(), thoughts_used=used.item(), gain=gain.mean().item(), thought_gain=(predictions.thoughtful.mean(-1) - predictions.plain).detach()[:, :, 0].mean().item(), mixing=predictions.weight.detach().sum(-1).mean().item(), thought_entropy=predictions.entropy.item(), zero_variance=flat.float().mean().item(), generated=ids.numel(), tokens=batch[:, 1:].numel())
+        return (loss, dict(loss_plain=plain.item(), thoughts_used=used.item(), gain=gain.mean().item(),
+                           thought_gain=(
+                               predictions.thoughtful.mean(-1) - predictions.plain).detach()[:, :, 0].mean().item(),
+                           mixing=predictions.weight.detach().sum(-1).mean().item(),
+                           thought_entropy=predictions.entropy.item(), zero_variance=flat.float().mean().item(),
+                           generated=ids.numel(), tokens=batch[:, 1:].numel()))
 
     def state_dict(self) -> dict[str, Tensor]:
         "The random state"
@@ -271,7 +305,7 @@ def thought_gains(
     injector: ThoughtInjector | None = None,  # where to think; every position by default
     seed: int = 0,  # of all draws
     rows: int = 8,  # windows at a time
-) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:  # log-probability of every next character without thoughts, in nats; what thoughts add
+) -> tuple[Float[Tensor, "b t"], Float[Tensor, "b t"]]:  # log-probability without thoughts; what thoughts add to it
     "Where thoughts help and where they harm, in evaluation mode"
     c, injector, out = model.cfg.thoughts, injector or ThoughtInjector(), []
     generator = torch.Generator(windows.device).manual_seed(seed)
@@ -279,7 +313,8 @@ def thought_gains(
         for part in windows.split(rows):
             reading = Prefix(model, part[:, :-1], every=True)
             at = injector(reading, part.shape[1] - 1, generator)
-            ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c, generator).unflatten(1, (-1, c.n_thoughts))
+            ids = write_thoughts(reading, at.repeat_interleave(c.n_thoughts, 1), c,
+                                 generator).unflatten(1, (-1, c.n_thoughts))
             predictions = predict_with_thoughts(model, reading, at, ids, _true_after(part, at, 1))
             plain = _logp_of(model, reading.hidden, part[:, 1:])
             out.append((plain, torch.zeros_like(plain).scatter(1, at, (predictions.mixed - predictions.plain)[..., 0])))

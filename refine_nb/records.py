@@ -19,7 +19,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from refine_nb._attempts import (
-    REQUEST_VARIABLE, take_over, start_record, held_attempts, mark_alive, unmark_alive, new_attempt, publish, published_record, read_record, archive,
+    REQUEST_VARIABLE, take_over, start_record, held_attempts, mark_alive, unmark_alive, new_attempt, publish,
+    published_record, read_record, archive,
 )
 from ._errors import unknown_name
 from ._files import fsync_tree, jsonable, read_jsonl, write_atomic
@@ -69,7 +70,8 @@ def start_run(
     root: Path | None = None,       # project folder, if it cannot be found from here
 ):
     "Open the record of this run; in a sweep, refuse to go on unless the live parameters are the requested ones"
-    request = json.loads(Path(os.environ[REQUEST_VARIABLE]).read_text(encoding="utf-8")) if REQUEST_VARIABLE in os.environ else None
+    request = (json.loads(Path(os.environ[REQUEST_VARIABLE]).read_text(encoding="utf-8")) if REQUEST_VARIABLE
+               in os.environ else None)
     notebook = Path(request["notebook"]) if request else find_notebook(experiment, root)
     _check_name(experiment, notebook)
     spec, runs = read_parameters(notebook), Path(request["runs"]) if request else notebook.parent.parent / "runs"
@@ -197,7 +199,7 @@ class Run:
         same: Sequence[str] = (),  # parameters that have to be what they are here
         **fields: object,  # parameters that have to be so there
     ) -> Path:
-        "The folder of the run that a parameter names; raises `ValueError` where there is none or it was asked for something else"
+        "The folder of the run that a parameter names; raises `ValueError` where there is none, or another"
         folder = self.runs / str(self.params[name]).removeprefix("run:")
         record = read_record(folder / "run.json")
         if not str(self.params[name]).startswith("run:") or record is None:
@@ -231,7 +233,7 @@ class Run:
     def on_resume(self,
         step: int,  # the checkpoint's step
     ) -> None:
-        "Work goes on from a checkpoint of a dead attempt: keep the rows up to it, drop later ones; rows of this process stay"
+        "Work goes on from a dead attempt's checkpoint: keep rows up to it, drop later ones; those of this process stay"
         if not self.adopted: return
         kept = [r for r in read_jsonl(self.rows) if r.get("step", 0) <= step]
         write_atomic(self.rows, "".join(json.dumps(r, allow_nan=False) + "\n" for r in kept))
@@ -259,14 +261,15 @@ def write_windows(
     "Keep the values behind a run's bootstrap intervals, compressed; the same values give the same bytes"
     write_atomic(path, gzip.compress(json.dumps(windows, allow_nan=False).encode(), mtime=0))
 
-_TOTALS = {"tokens_seen": "tokens", "tokens_generated": "tokens_generated", "flops": "flops"}  # field of the record → running total in the rows
+# field of the record → running total in the rows
+_TOTALS = {"tokens_seen": "tokens", "tokens_generated": "tokens_generated", "flops": "flops"}
 
 @patch
 def finish(self: Run,
     metrics: Mapping[str, float],                           # the run's results
-    windows: Mapping[str, Iterable[float]] | None = None,   # metric → values over ≥ 100 windows; adds METRIC_low, METRIC_high, METRIC_windows
+    windows: Mapping[str, Iterable[float]] | None = None,   # metric → values over ≥ 100 windows, for an interval
     deterministic: bool = False,                            # True where no random seed can change the result
-    **totals: int,                                          # tokens_seen, tokens_generated, flops; else the last row's tokens, tokens_generated, flops
+    **totals: int,                                          # tokens_seen, tokens_generated, flops; else the last row's
 ) -> Path:
     "Close the record and publish it; returns its folder"
     if self.status != "running": raise RuntimeError(f"this run is {self.status} already: start_run opens a new one")

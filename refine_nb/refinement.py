@@ -24,7 +24,8 @@ def supervision_weights(
 ) -> Float[Tensor, "r"]:
     "Weights baseⁱ / Σ baseʲ; raises `ValueError` for a base that is not a positive number"
     if not 0 < base < math.inf:
-        raise ValueError(f"supervision_weight_base is {base}, needs a positive, finite number; 1 weighs all steps alike")
+        raise ValueError(f"supervision_weight_base is {base}, needs a positive, finite number; 1 weighs all "
+                         "steps alike")
     powers = torch.arange(n, dtype=torch.float64)
     return torch.softmax(powers * math.log(base), 0).float()
 
@@ -107,7 +108,8 @@ def net_refinement(
     if not baselines:
         raise ValueError("net refinement needs baselines: equal parameters, equal compute, equal CPU time, one step")
     for name, loss in dict(baselines, last=last).items():
-        if not 0 < loss < math.inf: raise ValueError(f"the loss of {name!r} is {loss}: a loss is a positive, finite number")
+        if not 0 < loss < math.inf:
+            raise ValueError(f"the loss of {name!r} is {loss}: a loss is a positive, finite number")
     best = min(baselines, key=baselines.get)
     return 1 - last / baselines[best], best
 

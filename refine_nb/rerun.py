@@ -79,7 +79,9 @@ def rerun(
     plan.again = set(plan.todo)
     ended = execute_plan(plan, workers or cores()) if plan.todo else {}
     lost = [i for i in ids if ended.get(i, "ok") not in ("ok", "diverged", "already")]
-    if lost: raise SweepError(f"{len(lost)} of {len(ids)} runs failed, such as {lost[0]}: {plan.runs / '.failed'} has the tracebacks")
+    if lost:
+        raise SweepError(f"{len(lost)} of {len(ids)} runs failed, such as {lost[0]}: {plan.runs / '.failed'} has "
+                         "the tracebacks")
     return _compared(plan, ids, table)
 
 def _to_run(plan, id: str, identity: dict) -> list[str]:
@@ -98,18 +100,21 @@ def _compared(plan, ids: list[str], folder: Path):
     lines = [line for record in records for line in _lines(plan.rows[record["id"]], record, measured)]
     dirty = {record["id"] for record in records if record["dirty"]}
     _write_reruns(folder, [line for line in lines if line["id"] not in dirty])
-    shown_columns = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")} for line in lines]
+    shown_columns = [{k: line[k] for k in ("id", "seed", "metric", "recorded", "here", "difference", "expected")}
+                     for line in lines]
     return pd.DataFrame(shown_columns)
 
 def _lines(row: dict, record: dict, measured: Mapping[str, float]) -> list[dict]:
     "One line for every number that a row and its rerun both have"
     then, now = metric_values(row, row["parameters"].split(), set(record["metrics"])), record["metrics"]
     same, lines = row["processor"] == record["processor"], []
-    about = dict(id=row["id"], seed=record["params"].get("seed"), recorded_on=row["processor"], here_on=record["processor"],
+    about = dict(id=row["id"], seed=record["params"].get("seed"), recorded_on=row["processor"],
+                 here_on=record["processor"],
                  commit=record["commit"], started=record["started"])
     for metric in [m for m in then if isinstance(now[m], (int, float))]:
         expected = expectation(then[metric], float(now[metric]), same, measured.get(metric))
-        values = dict(metric=metric, recorded=then[metric], here=float(now[metric]), difference=now[metric] - then[metric])
+        values = dict(metric=metric, recorded=then[metric], here=float(now[metric]),
+                      difference=now[metric] - then[metric])
         lines.append(about | values | dict(expected=expected))
     return lines
 

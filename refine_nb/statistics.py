@@ -37,8 +37,11 @@ def _finite(x: Iterable[float], least: int):
     "The values as float64, refused if too few or not finite"
     import numpy as np
     x = np.asarray(x if hasattr(x, "__len__") else list(x), dtype="float64").ravel()
-    if len(x) < least: raise ValueError(f"an interval of this kind needs at least {least} values, here are {len(x)}: judge more windows or items (of a text: take a longer one)")
-    if not np.isfinite(x).all(): raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} values are not finite: a diverged run has no mean")
+    if len(x) < least:
+        raise ValueError(f"an interval of this kind needs at least {least} values, here are {len(x)}: judge more "
+                         "windows or items (of a text: take a longer one)")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{(~np.isfinite(x)).sum()} of {len(x)} values are not finite: a diverged run has no mean")
     return x
 
 def paired_interval(
@@ -47,7 +50,8 @@ def paired_interval(
     level: float = 0.95,  # coverage
 ) -> Interval:
     "Student t interval of a − b over the random seeds that both have"
-    if hasattr(a, "keys") != hasattr(b, "keys"): raise ValueError("a and b must both be keyed by random seed, or neither")
+    if hasattr(a, "keys") != hasattr(b, "keys"):
+        raise ValueError("a and b must both be keyed by random seed, or neither")
     if not hasattr(a, "keys"):
         if len(a) != len(b): raise ValueError(f"{len(a)} values cannot be paired with {len(b)}")
         a, b = dict(enumerate(a)), dict(enumerate(b))
@@ -65,7 +69,8 @@ def bootstrap_interval(
     if (x == x[0]).all(): return Interval(float(x[0]), float(x[0]), float(x[0]), len(x))
     import numpy as np
     from scipy.stats import bootstrap
-    ci = bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, batch=64, method="BCa", rng=np.random.default_rng(0)).confidence_interval
+    ci = bootstrap((x,), np.mean, n_resamples=resamples, confidence_level=level, batch=64, method="BCa",
+                   rng=np.random.default_rng(0)).confidence_interval
     return Interval(float(x.mean()), float(ci.low), float(ci.high), len(x))
 
 # %% ../nbs/04_statistics.ipynb #s04win1
@@ -85,7 +90,7 @@ def statistic_interval(
     level: float = 0.95,   # coverage
     resamples: int = 200,  # bootstrap samples
 ) -> Interval:
-    "Percentile interval of any statistic over whole windows drawn again; raises `ValueError` for fewer than 100 windows"
+    "Percentile interval of any statistic over windows drawn again; raises `ValueError` for fewer than 100 windows"
     import numpy as np
     if len(pred) < 100: raise ValueError(f"{len(pred)} windows are too few for an interval: judge at least 100")
     rng = np.random.default_rng(0)

@@ -169,7 +169,8 @@ class _Identities:
 
     def sweep(self, name: str) -> Sweep:
         "Another sweep of the project, by name"
-        if name not in self.sweeps: self.sweeps[name] = read_sweep(self.root / "experiments" / "sweeps" / f"{name}.yaml")
+        if name not in self.sweeps:
+            self.sweeps[name] = read_sweep(self.root / "experiments" / "sweeps" / f"{name}.yaml")
         return self.sweeps[name]
 
     def corpus(self, name: str):
@@ -201,7 +202,8 @@ def identity(self: _Identities,
         params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
     except ParameterError as error: raise SweepError(f"{sweep.name}: {entry}: {error}") from None
     corpus = self.corpus(params["corpus"]) if params.get("corpus") else None
-    identity = run_identity(sweep.notebook.stem, params, corpus, self.runs, {h["id"]: h["key"] for _, h in needs.values()})
+    identity = run_identity(sweep.notebook.stem, params, corpus, self.runs,
+                            {h["id"]: h["key"] for _, h in needs.values()})
     row = self.rows.get(sweep.name, {}).get((identity["key"], corpus.sha256 if corpus else ""))
     if row: identity["id"] = row["id"]  # a question keeps the name that it was recorded under
     identity |= {"needs": {h["id"]: (s, h) for s, h in needs.values()}, "notebook": str(sweep.notebook), "row": row}
@@ -226,7 +228,8 @@ def dependency(self: _Identities,
             raise SweepError(f"{sweep.name}: {name}: {unknown_name('parameter', key, other.spec.types)}")
     plain = [(e, resolve(other.spec, {k: v for k, v in e.items() if not isinstance(v, dict)})) for e in other.entries]
     fits = [e for e, p in plain if all(p[k] == v for k, v in where.items())]
-    if len(fits) != 1: raise SweepError(f"{sweep.name}: {name}: {len(fits)} runs of {ref['sweep']!r} have {where}, exactly one must")
+    if len(fits) != 1:
+        raise SweepError(f"{sweep.name}: {name}: {len(fits)} runs of {ref['sweep']!r} have {where}, exactly one must")
     return other.name, self.identity(other, fits[0])
 
 # %% ../nbs/96_sweep.ipynb #s20plan3
@@ -267,7 +270,8 @@ def _folder(path: str | Path) -> Path:
     "A folder for results or records, as a user names it; a link that leads nowhere is refused"
     path = Path(path).expanduser()
     if path.is_symlink() and not path.exists():
-        raise SweepError(f"{path} is a link to {path.readlink()}, which does not exist: make that folder, or remove the link")
+        raise SweepError(f"{path} is a link to {path.readlink()}, which does not exist: make that folder, or "
+                         "remove the link")
     if path.exists() and not path.is_dir(): raise SweepError(f"{path} is a file, and a folder is needed")
     return path.resolve()
 
@@ -304,7 +308,7 @@ def _requested(plan: Plan, where: Mapping[str, object]) -> set[str]:
     raise SweepError(f"no run of {plan.sweep.name} has {wanted}; there is {there}")
 
 def _is_recorded(plan: Plan, id: str) -> bool:
-    "Whether a run needs no execution: it has a row or a record, of this commit and processor where it is to be repeated"
+    "Whether a run needs no execution: it has a row or a record, of now and here where it is to be repeated"
     row, record = plan.rows.get(id), countable_record(plan, id)
     if id not in plan.again: return bool(row and row["status"] in ("ok", "diverged")) or bool(record)
     return any(_of_here(plan.commit, r) for r in (row, record and csv_row(record_row(record))) if r)

@@ -20,7 +20,9 @@ from ._attempts import read_record
 from ._executed import parse_executed, write_executed
 from ._files import conflict_line, json_digest, lock, read_jsonl, read_json, read_text, write_atomic
 from ._project import find_root, git_bytes
-from .parameters import ID_COLUMNS, RUN_COLUMNS, ParameterError, Parameters, from_text, read_parameters, resolve
+from refine_nb.parameters import (
+    ID_COLUMNS, RUN_COLUMNS, ParameterError, Parameters, from_text, read_parameters, resolve,
+)
 from .provenance import run_key
 from .records import WINDOWS
 
@@ -75,7 +77,8 @@ def _parse_table(
             raise TableError(f"{path}: line 1 has no comma: another program wrote it with other separators; {back}")
         for cells in filter(None, lines):
             if len(cells) != len(header):
-                raise TableError(f"{path}: line {lines.line_num} has {len(cells)} fields, line 1 has {len(header)}; {back}")
+                raise TableError(f"{path}: line {lines.line_num} has {len(cells)} fields, line 1 has "
+                                 f"{len(header)}; {back}")
             rows.append(dict(zip(header, cells)))
     except csv.Error as error: raise TableError(f"{path}: line {lines.line_num}: {error}; {back}") from None
     lacking = [n for n in _NEEDED.get(path.name, ()) if rows and n not in header]
@@ -101,7 +104,7 @@ def complete_rows(
     return [_completed(row, spec, keys) if _recorded_anew(row, spec, keys) else row for row in rows]
 
 def _recorded_anew(row: dict, spec: Parameters, keys: Mapping[str, str]) -> bool:
-    "Whether today's notebook may give the question another key: it has more parameters, or the run that it builds on may"
+    "Whether today's notebook may give the question another key: more parameters, or another run that it builds on"
     names = row["parameters"].split()
     needs = [row[n][4:] for n in names if row[n].startswith("run:")]
     return set(names) < set(spec.types) or set(names) == set(spec.types) and bool(needs) and set(needs) <= set(keys)
@@ -144,19 +147,22 @@ def _cards_of(cell: object, card_sets: Mapping[str, dict]) -> str:
     "What a cell says of cards: nothing, their digest, or (in tables of before) the cards themselves"
     if not isinstance(cell, str): return "{}"
     if cell.startswith("{"): return cell
-    if cell not in card_sets: raise TableError(f"cards.json has no {cell}, which a row beside it names: restore it from git")
+    if cell not in card_sets:
+        raise TableError(f"cards.json has no {cell}, which a row beside it names: restore it from git")
     return json.dumps(card_sets[cell], sort_keys=True)
 
-_TEXT = dict.fromkeys(("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards"), str)  # never numbers
+# never numbers
+_TEXT = dict.fromkeys(("id", "key", "commit", "corpus_sha256", "python", "torch", "processor", "cards"), str)
 
 def _read_csv(path: Path):
-    "A results table; only an empty field is missing; ids, and parameters that the notebook declares as text, are never numbers"
+    "A results table; only an empty field is missing; ids, and parameters declared as text, are never numbers"
     import pandas as pd
     rows, root = read_table(path), find_root(path)
-    keys, text = {r["id"]: r["key"] for r in rows if "key" in r}, dict(_TEXT)
+    keys, text, filled = {r["id"]: r["key"] for r in rows if "key" in r}, dict(_TEXT), {}
     for experiment in sorted({r["experiment"] for r in rows if r.get("experiment")}) if root else []:
         spec = _declared(root / "experiments" / f"{experiment}.ipynb")
         text |= {n: str for n, kind in spec.types.items() if kind is str}
+        filled[experiment] = [n for n, kind in spec.types.items() if kind is str and spec.defaults[n] is not None]
         rows = [r for row in rows for r in (complete_rows([row], spec, keys) if row["experiment"] == experiment else [row])]
     names = list(dict.fromkeys(n for r in rows for n in r)) or path.read_text(encoding="utf-8").strip().split(",")
     out = io.StringIO()
@@ -165,6 +171,9 @@ def _read_csv(path: Path):
     writer.writerows(rows)
     card_sets = _card_sets(path.parent)
     table = pd.read_csv(io.StringIO(out.getvalue()), keep_default_na=False, na_values=[""], dtype=text)
+    for experiment, texts in filled.items():  # a text with a default is never missing: an empty field is the empty text
+        of, there = table["experiment"] == experiment, [n for n in texts if n in table]
+        table.loc[of, there] = table.loc[of, there].fillna("")
     return _with_cards(table, card_sets)
 
 def _declared(notebook: Path) -> Parameters:
@@ -213,7 +222,8 @@ def _columns(rows: list[dict]) -> list[str]:
 def _order(row: dict) -> tuple:
     "Sorts rows by their parameters, numbers as numbers"
     values = [row.get(n, "") for n in row["parameters"].split()]
-    return [(0, float(v), "") if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", v) else (1, 0.0, v) for v in values], row["id"]
+    return ([(0, float(v), "") if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?", v) else (1, 0.0, v) for v in values],
+            row["id"])
 
 # %% ../nbs/94_tables.ipynb #p9414
 def merge_records(
@@ -325,7 +335,8 @@ class _Part:
     executed: dict # arm → names, of executed.json
     beside: dict   # file → rows of the other tables, see _BESIDE
 
-_BESIDE = {"verified.csv": (("arm",), "date"), "reruns.csv": (("id", "here_on", "metric"), "started")}  # file → (key, what is later)
+# file → (key, what is later)
+_BESIDE = {"verified.csv": (("arm",), "date"), "reruns.csv": (("id", "here_on", "metric"), "started")}
 
 # %% ../nbs/94_tables.ipynb #p9418
 def join_tables(

@@ -348,7 +348,8 @@ class ProblemBatches(_Resumable):
     ):
         if batch < 1: raise ValueError(f"a batch of {batch} problems is empty")
         if shift < 0: raise ValueError(f"shift is {shift}, needs a number of positions")
-        if collate and (shift or width or worked): raise ValueError("collate takes the place of shift, width and worked")
+        if collate and (shift or width or worked):
+            raise ValueError("collate takes the place of shift, width and worked")
         self.task, self.batch, self.keep, self.shift = task, batch, keep, shift
         self.width, self.worked, self.collate = width, worked, collate
         self.generator, self.stream = _stream(task, "train", seed), (task, batch, worked, shift)

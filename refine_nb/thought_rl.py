@@ -39,7 +39,8 @@ class ThoughtRLConfig:
     patience: int = 50  # updates in a row without any varying reward, after which there is nothing to learn
 
     def __post_init__(self):
-        names = dict(reward=THOUGHT_REWARDS, baseline=("leave_one_out", "mean", "none"), kl_to=("same_thought", "no_thought"))
+        names = dict(reward=THOUGHT_REWARDS, baseline=("leave_one_out", "mean", "none"),
+                     kl_to=("same_thought", "no_thought"))
         for name, known in names.items():
             if getattr(self, name) not in known: raise ValueError(unknown_name(name, getattr(self, name), known))
         if not 0 <= self.beta < math.inf: raise ValueError(f"beta is {self.beta}, needs a finite number, not negative")
@@ -104,7 +105,7 @@ class ThoughtRL:
                 "take at least two, or baseline='none'")
         self.task, self.thoughts, self.cfg, self.reference = task, thoughts, cfg, reference and reference.eval()
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.flat_updates, self.episodes, self.recent = 0, 0, []
+        self.flat_updates, self.episodes, self.recent, self.drawn = 0, 0, [], 1
 
 # %% ../nbs/24_thought_rl.ipynb #rl4
 @patch
@@ -152,6 +153,12 @@ def count_episodes(self: ThoughtRL, flat: Bool[Tensor, "b"], reward: Float[Tenso
 
 
 @patch
+def terms(self: ThoughtRL, metrics: dict[str, float | int]) -> float:
+    "The loss is a mean over thoughts: the batches of one update count by how many they have"
+    return float(self.drawn)
+
+
+@patch
 def state_dict(self: ThoughtRL) -> dict[str, Tensor]:
     "The random state and the counts"
     counts = torch.tensor([self.flat_updates, self.episodes])
@@ -177,7 +184,8 @@ def __call__(
     prompt, answer = (part.to(model.position.weight.device) for part in batch[:2])
     if (answer == self.thoughts.end).any():
         raise ValueError(
-            "these completions have a thought in them: give prompts with their direct answers, ProblemBatches(task, batch)")
+            "these completions have a thought in them: give prompts with their direct answers, "
+            "ProblemBatches(task, batch)")
     if self.reference is model:
         raise ValueError(
             "the reference is the model itself and would follow it: give a frozen copy, copy.deepcopy(model)")
@@ -209,6 +217,7 @@ def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor
     logits = branch_logits(trunk, thoughts.ids)
     reward, right = self.reward(trunk, thoughts, answer, items)
     adv, flat = self.advantage(reward)
+    self.drawn = reward.numel()
     mask = thoughts.chosen
     if self.cfg.reward == "gain": mask = mask & self.thinking(thoughts)  # the drawn answer earned none of a gain
     logp = logits.log_softmax(-1).gather(-1, thoughts.ids[..., None])[..., 0]

@@ -61,7 +61,8 @@ def _check_steps(refinement: Refinement, recursion: Recursion) -> None:
     reward, way_out = refinement.improvement_reward, "use improvement_reward='none'"
     if reward == "none": return
     if recursion.n_supervision == 1:
-        raise ValueError(f"n_supervision 1 with improvement_reward {reward!r}: one step has no step before it to improve "
+        raise ValueError(f"n_supervision 1 with improvement_reward {reward!r}: one step has no step before it "
+                         "to improve "
                          f"on; {way_out}")
     if recursion.halting:
         raise ValueError(f"halting with improvement_reward {reward!r}: the rows of a step are not those of the step "
@@ -80,7 +81,8 @@ class TRMConfig(GPTConfig):
     def __post_init__(self):
         GPTConfig(*(getattr(self, f.name) for f in fields(GPTConfig)))
         _check_steps(self.refinement, self.recursion)
-        if not 0 < self.lr < math.inf or self.warmup < 0: raise ValueError(f"lr {self.lr} must be a positive number and warmup {self.warmup} not negative")
+        if not 0 < self.lr < math.inf or self.warmup < 0:
+            raise ValueError(f"lr {self.lr} must be a positive number and warmup {self.warmup} not negative")
 
     @classmethod
     def preset(
@@ -91,7 +93,8 @@ class TRMConfig(GPTConfig):
     ) -> "TRMConfig":
         "A named size; raises `ValueError` for one that does not exist and for an unknown field"
         if name not in _SIZES: raise ValueError(unknown_name("size", name, _SIZES))
-        whole = [f.name for part, kind in (("recursion", Recursion), ("refinement", Refinement)) if part in overrides for f in fields(kind)]
+        whole = [f.name for part, kind in (("recursion", Recursion), ("refinement", Refinement)) if part in overrides
+                 for f in fields(kind)]
         values = dict(n_symbols=n_symbols) | {k: v for k, v in _SIZES[name].items() if k not in whole} | overrides
         for part, kind in (("recursion", Recursion), ("refinement", Refinement)):
             inner = {f.name: values.pop(f.name) for f in fields(kind) if f.name in values}
@@ -110,7 +113,8 @@ class TRMConfig(GPTConfig):
     ) -> "TRMConfig":
         "A published profile: weight base, reward scale, learning rate and warm-up"
         if name not in _PROFILES: raise ValueError(unknown_name("refinement preset", name, _PROFILES))
-        if "n_symbols" not in overrides: raise ValueError("n_symbols is missing: the size of the vocabulary, such as n_symbols=len(vocab)")
+        if "n_symbols" not in overrides:
+            raise ValueError("n_symbols is missing: the size of the vocabulary, such as n_symbols=len(vocab)")
         return cls.preset(size, **_PROFILES[name] | overrides)
 
     def training(
@@ -137,34 +141,42 @@ class RecursiveGPT(NormedGPT):
         super().__init__(cfg)
         self.answer, self.latent = (nn.Parameter(torch.zeros(cfg.width)) for _ in range(2))  # where y and z start
         self.halt = nn.Linear(cfg.width, 1) if cfg.recursion.halting else None
-        if self.halt is not None: nn.init.zeros_(self.halt.weight), nn.init.constant_(self.halt.bias, -5.0)  # certain that nothing is right yet
+        if self.halt is not None:
+            # certain that nothing is right yet
+            nn.init.zeros_(self.halt.weight), nn.init.constant_(self.halt.bias, -5.0)
 
     def net(self, h: Float[Tensor, "b t d"], layer: int = 0, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
         "All blocks and the norm, once"
         for i, block in enumerate(self.blocks): h = block(h, layer + i, cache)
         return self.norm(h)
 
-    def cycle(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], layer: int = 0, cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def cycle(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], layer: int = 0,
+              cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "The latent state n_loops times from text, answer and itself; the answer once from both states"
         for loop in range(self.cfg.recursion.n_loops): z = self.net(x + y + z, layer + loop * self.cfg.n_layers, cache)
         return self.net(y + z, layer + self.cfg.recursion.n_loops * self.cfg.n_layers, cache), z
 
-    def refine(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], step: int = 0, cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def refine(self, x: Float[Tensor, "b t d"], y: Float[Tensor, "b t d"], z: Float[Tensor, "b t d"], step: int = 0,
+               cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
         "One supervision step; `step` counts them for the cache"
         r, grad = self.cfg.recursion, torch.is_grad_enabled()
         for c in range(r.n_cycles):
             layer = (step * r.n_cycles + c) * (r.n_loops + 1) * self.cfg.n_layers
             with torch.set_grad_enabled(grad and (c == r.n_cycles - 1 or not r.last_cycle_only)):
-                if r.gradient_checkpointing and torch.is_grad_enabled(): y, z = checkpoint(self.cycle, x, y, z, use_reentrant=False)
+                if r.gradient_checkpointing and torch.is_grad_enabled():
+                    y, z = checkpoint(self.cycle, x, y, z, use_reentrant=False)
                 else: y, z = self.cycle(x, y, z, layer, cache)
         return y, z
 
-    def start(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"], Float[Tensor, "b t d"]]:
+    def start(self, ids: Int[Tensor, "b t"],
+              cache: Cache | None = None) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b t d"],
+                                                   Float[Tensor, "b t d"]]:
         "The text as large as the states, and where both states begin"
         x = self.embed(ids, cache)
         return x, self.answer.expand_as(x), self.latent.expand_as(x)
 
-    def answers(self, ids: Int[Tensor, "b t"], cache: Cache | None = None, n: int | None = None) -> Iterator[Float[Tensor, "b t d"]]:
+    def answers(self, ids: Int[Tensor, "b t"], cache: Cache | None = None,
+                n: int | None = None) -> Iterator[Float[Tensor, "b t d"]]:
         "The answer state after each of n supervision steps (all by default), to be read by the head"
         x, y, z = self.start(ids, cache)
         for step in range(n or self.cfg.recursion.n_supervision):
@@ -176,8 +188,10 @@ class RecursiveGPT(NormedGPT):
         "The last answer state; raises `ValueError` for a cache where gradient checkpointing computes a pass again"
         if cache is not None:
             if self.cfg.recursion.gradient_checkpointing and torch.is_grad_enabled():
-                raise ValueError(f"a {type(self).__name__} with gradient_checkpointing reads no {type(cache).__name__} with gradients: the pass that is "
-                                 "computed again would leave its keys twice; set gradient_checkpointing=False, or read under torch.no_grad()")
+                raise ValueError(f"a {type(self).__name__} with gradient_checkpointing reads no {type(cache).__name__} "
+                                 "with gradients: the pass that is "
+                                 "computed again would leave its keys twice; set gradient_checkpointing=False, or read "
+                                 "under torch.no_grad()")
             cache.begin(ids)
         for y in self.answers(ids, cache): answer = y
         if cache is not None: cache.end()
@@ -190,7 +204,8 @@ class RecursiveGPT(NormedGPT):
         return r.n_supervision * r.n_cycles * (r.n_loops + 1) * self.cfg.n_layers
 
 # %% ../nbs/16_trm.ipynb #t11batch
-_Batch = Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | InputsTargets  # what `inputs_targets` takes
+# what `inputs_targets` takes
+_Batch = Int[Tensor, "b t1"] | tuple[Int[Tensor, "b t0"], Int[Tensor, "b s"]] | InputsTargets
 
 # %% ../nbs/16_trm.ipynb #t11obj
 _EXPLORE = 0.1  # share of rows that must go on for a random number of steps, whatever the halting head says
@@ -220,35 +235,43 @@ class TRM(Objective):
         return metrics.get("steps_per_row", 1)
 
     def __call__(self, model: ContextualGPT, batch: _Batch) -> tuple[Float[Tensor, ""], dict[str, float | int]]:
-        if not isinstance(model, RecursiveGPT): raise TypeError(f"TRM supervises the steps of a RecursiveGPT, and a {type(model).__name__} has none: train it with `completion_cross_entropy`")
+        if not isinstance(model, RecursiveGPT):
+            raise TypeError(f"TRM supervises the steps of a RecursiveGPT, and a {type(model).__name__} has none: train "
+                            "it with `completion_cross_entropy`")
         _check_steps(self.cfg, model.cfg.recursion)
         ids, target = inputs_targets(batch)
         loss, losses, more = (self.halting if model.cfg.recursion.halting else self.all_steps)(model, ids, target)
         named = {f"loss_{i}": v for i, v in enumerate(losses)}
         return loss, named | more | dict(refinement=gross_refinement(losses), tokens=target.numel())
 
-    def all_steps(self, model: RecursiveGPT, ids: Int[Tensor, "b t"], target: Int[Tensor, "b s"]) -> tuple[Float[Tensor, ""], list[float], dict[str, float]]:
+    def all_steps(self, model: RecursiveGPT, ids: Int[Tensor, "b t"],
+                  target: Int[Tensor, "b s"]) -> tuple[Float[Tensor, ""], list[float], dict[str, float]]:
         "Every step on every row; one embedding, one call of the head, one cross-entropy"
         cfg, n = self.cfg, self.n_steps(model)
         y = torch.stack([y[:, -target.shape[1] :] for y in model.answers(ids, n=n)])
         nll = F.cross_entropy(model.head(y).flatten(0, 2), target.expand(n, -1, -1).flatten(), reduction="none")
         losses = nll.view(n, -1).mean(1)
-        loss, more = refinement_loss(losses, cfg.supervision_weight_base, cfg.improvement_reward_scale, cfg.improvement_reward), {}
+        loss = refinement_loss(losses, cfg.supervision_weight_base, cfg.improvement_reward_scale,
+                               cfg.improvement_reward)
+        more = {}
         if cfg.contrastive and n > 1:
             alike = F.cosine_similarity(y[1:], y[:-1], dim=-1).mean()
             loss, more = loss + cfg.contrastive * alike, dict(cosine=alike.item())
         return loss, losses.tolist(), more
 
-    def halting(self, model: RecursiveGPT, ids: Int[Tensor, "b t"], target: Int[Tensor, "b s"]) -> tuple[Float[Tensor, ""], list[float], dict[str, float]]:
+    def halting(self, model: RecursiveGPT, ids: Int[Tensor, "b t"],
+                target: Int[Tensor, "b s"]) -> tuple[Float[Tensor, ""], list[float], dict[str, float]]:
         "As all_steps, but a row whose halting logit is positive is not trained on further"
         n, b, s = self.n_steps(model), *target.shape
-        weights, (x, y, z), losses, loss, rows = supervision_weights(self.cfg.supervision_weight_base, n).tolist(), model.start(ids), [], 0.0, 0
+        weights, (x, y, z), losses, loss, rows = (supervision_weights(self.cfg.supervision_weight_base, n).tolist(),
+                                                  model.start(ids), [], 0.0, 0)
         least = torch.where(torch.rand(b) < _EXPLORE, torch.randint(2, n + 1, (b,)) if n > 1 else 1, 1).to(ids.device)
         for step, w in enumerate(weights):
             if step and model.cfg.recursion.detach: y, z = y.detach(), z.detach()
             y, z = model.refine(x, y, z, step)
             logits, q = model.head(y[:, -s:]), model.halt(y[:, -1])[:, 0]
-            nll, right = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target).mean(1), (logits.argmax(-1) == target).all(1)
+            nll = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none").view_as(target).mean(1)
+            right = (logits.argmax(-1) == target).all(1)
             judged = F.binary_cross_entropy_with_logits(q, right.float(), reduction="none")
             loss, rows = loss + w * (nll + 0.5 * judged).sum() / b, rows + len(nll)
             losses.append(nll.mean().item())
@@ -289,5 +312,6 @@ def evaluate_steps(
     "How well every step answers, on average over all targets; `exact`: rows that are right throughout"
     nll, hit = score_steps(model, batch)
     losses = nll.double().mean((1, 2)).tolist()
-    last = dict(val_loss=losses[-1], val_accuracy=hit[-1].double().mean().item(), val_exact=hit[-1].all(-1).double().mean().item())
+    last = dict(val_loss=losses[-1], val_accuracy=hit[-1].double().mean().item(),
+                val_exact=hit[-1].all(-1).double().mean().item())
     return last | {f"val_loss_{i}": v for i, v in enumerate(losses)} | dict(val_refinement=gross_refinement(losses))

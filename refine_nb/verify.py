@@ -81,7 +81,8 @@ def compare(
     fresh = sorted({name for where, name in new.keys() - old.keys()})
     differ = [place for place, value in old.items() if place not in new or new[place] != value]
     lost = [place for place in differ if place not in new or not _same(place[1], old[place], new[place])]
-    told = lambda place: f"{place[1]} ({place[0]}): {old[place]!r}, today {repr(new[place]) if place in new else 'missing'}"
+    told = (lambda place: f"{place[1]} ({place[0]}): {old[place]!r}, today "
+                          f"{repr(new[place]) if place in new else 'missing'}")
     if lost: return _Comparison("changed", len(old), told(lost[0]), " ".join(fresh))
     rows = [len(r["rows"]) for r in (before, after)]
     if rows[0] != rows[1]: return _Comparison("changed", len(old), f"{rows[0]} rows of metrics, today {rows[1]}")
@@ -342,7 +343,7 @@ def count_states(
 def certified(
     root: str | Path = ".",  # a folder inside the project
 ) -> tuple[dict[str, str], str]:
-    "Row id → verified, unverified or changed by the certificates alone, and the day of the last one: what the board shows"
+    "Row id → verified, unverified or changed by the certificates alone, and the day of the last: what the board shows"
     root, by_id, days = _project_folder(root), {}, {""}
     words = {"equal": "verified", "changed": "changed"}
     for name in recorded_sweeps(root):

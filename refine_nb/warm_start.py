@@ -159,3 +159,4 @@ def _plain(task: Sequence) -> tuple[str, int | tuple[int, int]]:
     "Name and length of a task, as they were before JSON made lists of tuples"
     name, length = task
     return name, tuple(length) if isinstance(length, list) else length
+
