@@ -167,7 +167,7 @@ class ConfidenceExperimentResults:
         return calibration_curve(*(np.array(history[f"held_out_{what}"]) for what in ("predicted", "actual")), bins)
 
     def plot(self,
-        axes: Sequence,  # two: loss curves, and the reliability diagram where there is held-out text
+        axes: object,  # two: loss curves, and the reliability diagram where there is held-out text
     ) -> None:
         "The source's two figures"
         for name, style in (("standard", "--"), ("confidence", "-")):
