@@ -162,6 +162,40 @@ def refuse_changed(
 
 
 @app.command()
+def compare(
+    text: Annotated[str, typer.Argument(help="A corpus by name, or the path of a .txt or .md file.")] = "pydocs",
+    steps: Annotated[int, typer.Option(help="Updates of each model.")] = 1000,
+    seeds: Annotated[Optional[list[int]], typer.Option(help="Random seeds. Without any: 42, 123, 456.")] = None,
+    results: Annotated[Path, typer.Option(help="Gets the JSON file and its figure.")] = Path("results/confidence_experiments"),
+):
+    "The published confidence experiment: both models, held-out text, one JSON file, and loss curves with a reliability diagram."
+    from refine_nb._published_run import compare_on
+    try: path, table = compare_on(text, steps, tuple(seeds or (42, 123, 456)), results)
+    except (ValueError, FileNotFoundError) as error: raise stop(error) from None
+    typer.echo(table)
+    typer.echo(f"{path}, and its figure beside it")
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="method or experiment.")],
+    name: Annotated[str, typer.Argument(help="Lower case letters, digits and underscores, such as token_merging.")],
+    number: Annotated[int, typer.Option(help="A free number, where it belongs in reading order.")],
+    root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
+):
+    "Write a notebook that passes the house tests: a method with its line in the index, or an experiment with its sweep."
+    from refine_nb._files import FileError
+    from refine_nb._new import new as write
+    from refine_nb._project import find_root
+    top = find_root(root)
+    with refusing():
+        if top is None: raise FileError(f"{root.resolve()}: no folder above it holds experiments/")
+        if kind not in ("method", "experiment"): raise FileError(f"{kind!r} is neither method nor experiment")
+        for path in write(top, kind, name, number): typer.echo(path.relative_to(top))
+    typer.echo("CONTRIBUTING.md says what comes next")
+
+
+@app.command()
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, remove nothing.")] = False,
     unfinished: Annotated[bool, typer.Option(

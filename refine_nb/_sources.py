@@ -1,5 +1,4 @@
 "The page of the sources: what five documents describe and claim, by number, and what became of it here"
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,6 +48,18 @@ def verdict_of(
     return OPPOSITE.get(verdict, verdict) if name.startswith("-") else verdict
 
 
+def cited(
+    sources: Mapping[str, dict],  # as read
+) -> dict[str, list[str]]:
+    "id → numbers of the claims that a card judges, with a minus where the card claims the opposite"
+    found = {}
+    for claim in (c for s in sources.values() for c in s["claims"]):
+        for name in claim.get("cards", ()):
+            opposite = "-" if name.startswith("-") else ""
+            found.setdefault(name.removeprefix("-"), []).append(opposite + claim["number"])
+    return found
+
+
 def sources_page(
     sources: Mapping[str, dict],  # as read
     cards: Mapping[str, str],     # id → verdict
@@ -93,14 +104,14 @@ def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:
     linked = [card_link(name, cards) for name in claim.get("cards", ())]
     beside = ["related: " + ", ".join(card_link(n, cards) for n in claim["related"])] if claim.get("related") else []
     cell = " ".join([", ".join(linked), *([claim["note"]] if claim.get("note") else []), *beside]).strip()
-    return [claim["number"], claim["what"], verdict_of(claim, cards), cell]
+    return [f"[{claim['number']}]{{#{claim['number']}}}", claim["what"], verdict_of(claim, cards), cell]
 
 
 def card_link(name: str, cards: Mapping[str, str]) -> str:
     "A card as a link to its place on the board"
     id = name.removeprefix("-")
     opposite = "opposite, " if name.startswith("-") else ""
-    return f"[`{id}`](board.qmd#{id}-{re.sub(r' ', '-', cards[id])}) ({opposite}{cards[id]})"
+    return f"[`{id}`](board.qmd#{id}) ({opposite}{cards[id]})"
 
 
 def table_row(cells: list) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadCheckpoint', 'check_savable', 'list_checkpoints', 'save_checkpoint', 'read_manifest', 'newest_checkpoint',
-           'load_weights', 'load_checkpoint']
+           'load_weights', 'load_checkpoint', 'save_model_file', 'read_model_file', 'fill_model']
 
 # %% ../nbs/08_checkpoints.ipynb #ck0imp
 import hashlib
@@ -15,11 +15,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
-from ._files import fsync_path
+from ._files import fsync_path, write_atomic
+from ._signals import DeferredInterrupt
 
 # %% ../nbs/08_checkpoints.ipynb #ck1
 class BadCheckpoint(ValueError):
@@ -164,14 +165,18 @@ def _read(checkpoint: str | Path, name: str) -> dict[str, Tensor]:
 
 
 def _fitting_weights(model: nn.Module, checkpoint: str | Path) -> dict[str, Tensor]:
-    "The weights under the model's own names; raises `BadCheckpoint` for those of another shape"
-    new = _read(checkpoint, "model.safetensors")
-    shapes = {name: tuple(value.shape) for name, value in _weights(model).items()}
+    "The weights of a checkpoint under the model's own names; raises `BadCheckpoint` for those of another shape"
+    return _fitted(model, _read(checkpoint, "model.safetensors"), checkpoint)
+
+
+def _fitted(model: nn.Module, new: dict[str, Tensor], place: str | Path) -> dict[str, Tensor]:
+    "Weights from some place under the model's own names; raises `BadCheckpoint` for those of another shape"
+    own = {name: tuple(value.shape) for name, value in _weights(model).items()}
     theirs = {name: tuple(value.shape) for name, value in new.items()}
-    for name in sorted(shapes.keys() | theirs.keys()):
-        if shapes.get(name) == theirs.get(name): continue
-        there, here = theirs.get(name, "absent"), shapes.get(name, "absent")
-        raise BadCheckpoint(f"{checkpoint} belongs to another model: {name} is {there} there and {here} here")
+    for name in sorted(own.keys() | theirs.keys()):
+        if own.get(name) == theirs.get(name): continue
+        there, here = theirs.get(name, "absent"), own.get(name, "absent")
+        raise BadCheckpoint(f"{place} belongs to another model: {name} is {there} there and {here} here")
     return {name: new[plain] for name, plain in zip(model.state_dict(), _weights(model))}
 
 
@@ -246,3 +251,72 @@ def load_checkpoint(
     except ValueError as why: raise BadCheckpoint(f"{checkpoint} belongs to another run: {why}") from why
     model.load_state_dict(weights)
     return rows
+
+# %% ../nbs/08_checkpoints.ipynb #ck8
+_MODEL_FORMAT = "refine_nb model 1"
+
+
+def _content(about: dict, tensors: dict[str, Tensor]) -> str:
+    "SHA-256 of settings and tensors, whatever their order in a file"
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_model_file(
+    file: str | Path,  # ends in .safetensors
+    model: nn.Module,
+    family: str,  # which kind of model it is
+    settings: dict,  # what builds such a model again, as JSON has it
+) -> Path:
+    "Write a model into one file, whole or not at all; `read_model_file` is the way back"
+    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in _weights(model).items()}
+    about = json.loads(json.dumps(dict(format=_MODEL_FORMAT, family=family, settings=settings)))
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(file), save(tensors, {"refine_nb": json.dumps(about | dict(sha256=_content(about, tensors)))}))
+    return Path(file)
+
+# %% ../nbs/08_checkpoints.ipynb #ck9
+def _read_header(metadata: dict[str, str], file: str | Path) -> dict:
+    "What a file says of itself; raises `BadCheckpoint` where it says nothing, or something in another format"
+    if "thinker" in metadata:  # how thinking models were written before there was this format
+        return dict(family="thinking", settings=json.loads(metadata["thinker"]))
+    try: about = dict(json.loads(metadata["refine_nb"]))
+    except (KeyError, TypeError, ValueError) as why:
+        raise BadCheckpoint(f"{file} was written by something else: it does not say which model it holds. "
+                            "Give a file that refine_nb saved") from why
+    if about.get("format") == _MODEL_FORMAT: return about
+    raise BadCheckpoint(f"{file} has the format {about.get('format')!r}, and this version reads {_MODEL_FORMAT!r}: "
+                        "read it with the version that wrote it")
+
+
+def read_model_file(
+    file: str | Path,  # from `save_model_file`
+) -> tuple[str, dict, dict[str, Tensor]]:  # family, settings, tensors
+    "What a model's file holds, after checking it; raises `FileNotFoundError`, `BadCheckpoint` for damage and for others'"
+    path = Path(file)
+    if path.is_dir(): raise BadCheckpoint(f"{file} is a folder: give {path / 'model.safetensors'}")
+    if not path.is_file(): raise FileNotFoundError(f"{file} is no file: no model was saved there")
+    try:  # Ctrl-C waits until the tensors are read, since the reader would take it for damage
+        with DeferredInterrupt(), safe_open(file, "pt") as f:
+            metadata, tensors = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
+    except SafetensorError as why:
+        raise BadCheckpoint(f"{file} cannot be read as a model: {why}. Give a file that refine_nb saved") from why
+    about = _read_header(metadata, file)
+    seal = about.pop("sha256", None)
+    if "format" in about and seal != _content(about, tensors):
+        raise BadCheckpoint(f"{file} is damaged: its content does not match its own SHA-256. Take another copy")
+    return about["family"], about["settings"], tensors
+
+
+def fill_model(
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    file: str | Path,  # where they come from, for the refusal
+) -> nn.Module:
+    "The model with these weights, in evaluation mode; raises `BadCheckpoint` where they do not fit"
+    model.load_state_dict(_fitted(model, tensors, file))
+    return model.eval()

@@ -12,18 +12,20 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from ._board import Verdict, kept, board, piloted
+
+from ._board import Evidence, Verdict, board_data, kept, piloted, read_choice, result_page
+from ._board_page import board_qmd, claims_md
 from ._errors import unknown_name
-from ._evidence import METRICS, Number, Undecided, Shape, over_seeds, over_windows, select_rows
+from ._evidence import METRICS, Number, Shape, Undecided, over_seeds, over_windows, select_rows
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
-from ._sources import read_sources, sources_page
-from .cards import SEED_TESTS, CardError, card_hash, read_cards, accept_region, rule_seeds
+from ._replications import read_replications, replications_page
+from ._sources import cited, read_sources, sources_page, verdict_of
+from .cards import SEED_TESTS, CardError, accept_region, card_hash, read_cards, rule_seeds
 from .parameters import ID_COLUMNS, RUN_COLUMNS, ParameterError, read_parameters
 from .statistics import Interval, holm, sign_flip_p
 from .tables import read_runs
-from ._replications import read_replications, replications_page
 
 # %% ../nbs/95_claims.ipynb #c21ver1
 def decide(
@@ -305,33 +307,47 @@ def verdict_table(
     return table.style.set_properties(**{"text-align": "left", "white-space": "normal"})
 
 # %% ../nbs/95_claims.ipynb #c21page1
+def _evidence(
+    root: Path,                       # the project's folder
+    verdicts: Mapping[str, Verdict],  # of all cards, by id
+    states: Mapping[str, str],        # row id → state
+    verified: str,                    # when they were verified
+) -> Evidence:
+    "What the board is made from"
+    studies = {id: study_of(root, v.card["sweep"]) for id, v in verdicts.items()}
+    words = {id: v.verdict for id, v in verdicts.items()}
+    shown, ledger = root / "experiments" / "board.yaml", root / "experiments" / "sources.yaml"
+    choice = read_choice(shown, verdicts) if shown.exists() else {}
+    pages = {s: result_page(root, s, choice.get("pages", {})) for s in set(studies.values())}
+    sources = read_sources(ledger, words) if ledger.exists() else {}
+    sentences = {c["number"]: verdict_of(c, words) for s in sources.values() for c in s["claims"]}
+    return Evidence(verdicts, studies, sentences, cited(sources), choice, pages, states, verified)
+
+def _ledger_pages(root: Path, verdicts: Mapping[str, Verdict]) -> dict[str, str]:
+    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
+    words = {id: v.verdict for id, v in verdicts.items()}
+    numbers = {id: v.why for id, v in verdicts.items()}
+    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, words), words),
+             "replications": lambda ledger: replications_page(read_replications(ledger, words), words, numbers)}
+    ledgers = {name: root / "experiments" / f"{name}.yaml" for name in pages}
+    return {f"nbs/{name}.qmd": pages[name](path) for name, path in ledgers.items() if path.exists()}
+
 def write_claims(
     root: str | Path = ".",           # anywhere inside the project
     check: bool = False,              # write nothing
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards and write history, CLAIMS.md and pages; returns verdicts and, checking, files that disagree"
+    "Judge all cards; write history, CLAIMS.md, the board, its data and the ledgers' pages; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_cards(root, past=past)
-    text = board(verdicts, {id: study_of(top, v.card["sweep"]) for id, v in verdicts.items()}, states, verified)
-    title = "The board: every claim and its verdict"
-    files = {top / "CLAIMS.md": f"# {title}\n\n" + text}
-    files[top / "nbs" / "board.qmd"] = f"---\ntitle: \"{title}\"\n---\n\n" + text
-    files |= _ledger_pages(top, verdicts)
-    differ = [p for p, text in files.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    data = board_data(_evidence(top, verdicts, states, verified))
+    files = {"CLAIMS.md": claims_md(data), "nbs/board.qmd": board_qmd(data)} | _ledger_pages(top, verdicts)
+    files["nbs/board.json"] = json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+    differ = [p for p, text in files.items() if not (top / p).exists() or (top / p).read_text(encoding="utf-8") != text]
     for path in [] if check else differ:
-        path.parent.mkdir(exist_ok=True)
-        write_atomic(path, files[path])
+        (top / path).parent.mkdir(exist_ok=True)
+        write_atomic(top / path, files[path])
     if past and not check: write_history(past)
-    return list(verdicts.values()), [str(p.relative_to(top)) for p in differ] if check else []
-
-def _ledger_pages(top: Path, verdicts: Mapping[str, Verdict]) -> dict[Path, str]:
-    "Pages made from ledgers in experiments/, with the verdicts of their cards; none where there is no ledger"
-    states = {id: v.verdict for id, v in verdicts.items()}
-    numbers = {id: v.why for id, v in verdicts.items()}
-    pages = {"sources": lambda ledger: sources_page(read_sources(ledger, states), states),
-             "replications": lambda ledger: replications_page(read_replications(ledger, states), states, numbers)}
-    ledgers = {name: top / "experiments" / f"{name}.yaml" for name in pages}
-    return {top / "nbs" / f"{n}.qmd": pages[n](path) for n, path in ledgers.items() if path.exists()}
+    return list(verdicts.values()), differ if check else []

@@ -245,7 +245,8 @@ def log_probs(
     "The source's own predictions at every position"
     joint, tables = self.stationary[..., None] * self.table, []
     while joint.ndim > 1:  # tables[m]: P(next | last order − m symbols)
-        tables.append(torch.from_numpy(joint / joint.sum(-1, keepdims=True)).log().flatten(0, -2))
+        table = torch.from_numpy(joint / joint.sum(-1, keepdims=True)).log().flatten(0, -2)
+        tables.append(table.to(ids.device))
         joint = joint.sum(0)
     code, out = torch.zeros_like(ids[:, 0]), []
     for t in range(ids.shape[1]):

@@ -238,20 +238,23 @@ class ContextualGPT(nn.Module):
         return Rows(self.slots, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads, rows, room or self.cfg.context,
                     self.position.weight)
 
-    def decoder(
-        self, rows: Rows  # texts that were read, and forked at most once
-    ) -> Callable[[Int[Tensor, "b"]], Float[Tensor, "b v"]]:  # ids → logits of the character after each
-        "What reads one character of every row after another, without gradients: bit for bit as `self(ids, rows)`"
-        walked = type(self).hidden is ContextualGPT.hidden and type(self).forward is ContextualGPT.forward
-        known = all(type(m) in (Block, Attention, Linear, nn.LayerNorm) for b in self.blocks for m in b.modules())
-        changed = self.training and self.cfg.dropout or any(m._forward_hooks for m in self.modules())
-        if walked and known and not changed and len(rows.segments) < 3: return Decoder(self, rows)
-        return lambda ids: self(ids[:, None], rows)[:, -1]
-
 
 def n_parameters(model: nn.Module) -> int:
     "How many numbers a model learns"
     return sum(p.numel() for p in model.parameters())
+
+# %% ../nbs/06_gpt.ipynb #g06dec
+@patch
+def decoder(
+    self: ContextualGPT,
+    rows: Rows,  # texts that were read, and forked at most once
+) -> Callable[[Int[Tensor, "b"]], Float[Tensor, "b v"]]:  # ids → logits of the character after each
+    "What reads one character of every row after another, without gradients: bit for bit as `self(ids, rows)`"
+    usual = type(self).hidden is ContextualGPT.hidden and type(self).forward is ContextualGPT.forward
+    known = all(type(m) in (Block, Attention, Linear, nn.LayerNorm) for b in self.blocks for m in b.modules())
+    changed = self.training and self.cfg.dropout or any(m._forward_hooks for m in self.modules())
+    if usual and known and not changed and len(rows.segments) < 3: return Decoder(self, rows)
+    return lambda ids: self(ids[:, None], rows)[:, -1]
 
 # %% ../nbs/06_gpt.ipynb #79c4775b
 def sample_next(
@@ -284,7 +287,7 @@ def _read_prompts(
 ) -> Float[Tensor, "p v"]:  # logits after each prompt
     "Encode prompts a few rows at a time"
     p, s = prompt.shape
-    step, logits = p if prompt.is_cuda else max(1, tokens // s), []
+    step, logits = p if prompt.device.type != "cpu" else max(1, tokens // s), []
     for i in range(0, p, step):
         part = cache.part(i, min(i + step, p))
         logits.append(model.head(model.hidden(prompt[i : i + step], part, last=True)[:, 0]))

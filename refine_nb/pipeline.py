@@ -22,7 +22,7 @@ from torch import nn
 from ._files import jsonable, try_lock, write_atomic
 from .anti_theater import AntiTheaterValidator, Evidence, Report
 from .benchmark_tasks import load_task
-from .checkpoints import list_checkpoints, read_manifest
+from .checkpoints import list_checkpoints, newest_checkpoint
 from .evaluation import eval_mode
 from .gpt import ContextualGPT
 from .tasks import Item, ProblemBatches, Task, distinct_items
@@ -157,7 +157,7 @@ def _warm(
     vocab, dtype = problems.vocab, baked.position.weight.dtype
     if dtype != torch.float32:
         raise ValueError(f"the warm start has weights in {dtype}: give {name}'s model as float32, by .float()")
-    chars = getattr(baked, "characters", vocab.chars)  # a model that `thinking_model` did not make may not say
+    chars = getattr(baked, "vocab", vocab).chars  # a model that `thinking_model` did not make may not say
     if baked.cfg.n_symbols != len(vocab) + 1 or chars != vocab.chars:
         raise ValueError(
             f"the warm start knows {baked.cfg.n_symbols} symbols, {name} with a start symbol has {len(vocab) + 1}, "
@@ -318,11 +318,10 @@ def _finish(run: _Run, start: Report, waived: Sequence[str]) -> ReinforcementRes
 
 
 def _rows_so_far(folder: Path) -> list[dict]:
-    "Rows of a run's last checkpoint, which has to be whole"
-    saved = list_checkpoints(folder / "checkpoints")
-    if not saved: return []
-    read_manifest(saved[-1])
-    return [json.loads(line) for line in (saved[-1] / "rows.jsonl").read_text().splitlines()]
+    "Rows of a run's newest whole checkpoint, from which `train` goes on"
+    checkpoint = newest_checkpoint(folder / "checkpoints")
+    if checkpoint is None: return []
+    return [json.loads(line) for line in (checkpoint / "rows.jsonl").read_text().splitlines()]
 
 # %% ../nbs/27_pipeline.ipynb #pl9
 @torch.random.fork_rng()

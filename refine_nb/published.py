@@ -23,10 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from ._files import jsonable, write_atomic
 from .prefix import Prefix, generate
+from .calibration import calibration_curve, evaluate_last_position
 from .candidates import CandidateConfig, exact_match, partial_credit, select_candidates
 from .confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, LookaheadWindows, next_token_loss,
                                   standard_twin, two_passes)
-from .evaluation import eval_mode, kl_divergence
+from .evaluation import eval_mode, kl_divergence, score
 from .gpt import ContextualGPT, GPTConfig
 from .tasks import Item
 from .benchmark_tasks import load_task
@@ -158,6 +159,25 @@ class ConfidenceExperimentResults:
         write_atomic(path, json.dumps(jsonable(asdict(self)), allow_nan=False))
         return path
 
+    def reliability(self, seed: int, bins: int = 10) -> pd.DataFrame:  # predicted, actual, share; one row a bin
+        "Predicted against actual future loss on held-out text, from the file alone; raises `ValueError` where it has none"
+        history = self.confidence_model_results.get(str(seed), {})
+        if "held_out_predicted" not in history:
+            raise ValueError(f"random seed {seed} has no held-out predictions: give compare_models a held_out text")
+        return calibration_curve(*(np.array(history[f"held_out_{what}"]) for what in ("predicted", "actual")), bins)
+
+    def plot(self, axes: Sequence) -> None:  # two: loss curves, and the reliability diagram where there is held-out text
+        "The source's two figures"
+        for name, style in (("standard", "--"), ("confidence", "-")):
+            for history in getattr(self, f"{name}_model_results").values():
+                pd.Series(history["token_loss_history"]).rolling(20, min_periods=1).mean().plot(ax=axes[0], style=style, color="0.3")
+        axes[0].set(xlabel="updates", ylabel="token loss (nats)", title="dashed: the plain twin")
+        for seed, history in self.confidence_model_results.items():
+            if "held_out_predicted" not in history: continue
+            self.reliability(int(seed)).plot("predicted", "actual", ax=axes[1], marker="o", legend=False)
+            axes[1].axline((2, 2), slope=1, color="0.6", linestyle=":")
+        axes[1].set(xlabel="predicted future loss (nats)", ylabel="actual (nats)")
+
     @classmethod
     def load(cls, path: str | Path) -> "ConfidenceExperimentResults":
         "What was saved; raises `ValueError` for a file of another kind"
@@ -172,12 +192,11 @@ class ConfidenceExperimentResults:
 
 # %% ../nbs/28_published.ipynb #pub28compare
 def _contestants(cfg, shape):
-    "name → (new model, objective of a random seed)"
-    ahead = LookaheadConfig(cfg.confidence_alpha, "last", carry=True)
+    "name → (new model, objective of a random seed and a device)"
+    ahead = LookaheadConfig.published(cfg.confidence_alpha)
     return {
-        "standard": (lambda: standard_twin(shape), lambda seed: next_token_loss),
-        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias),
-                       lambda seed: Lookahead(ahead, seed)),
+        "standard": (lambda: standard_twin(shape), lambda seed, device: next_token_loss),
+        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed, device: Lookahead(ahead, seed, device)),
     }
 
 
@@ -185,9 +204,10 @@ def compare_models(
     cfg: ConfidenceExperimentConfig,
     ids: Int[Tensor, "t"],  # the text
     shape: GPTConfig,  # of the confidence-aware model; windows are one character shorter than its context
+    held_out: Int[Tensor, "s"] | None = None,  # another text, to judge both models on every `save_interval` steps
 ) -> ConfidenceExperimentResults:
     "Train both models with every random seed, writing the file as it goes"
-    results = ConfidenceExperimentResults(cfg)
+    results, judged = ConfidenceExperimentResults(cfg), None if held_out is None else _last_places(held_out, shape)
     for name, (model, objective) in _contestants(cfg, shape).items():
         results.training_time[name] = 0.0
         for seed in cfg.seeds:
@@ -196,15 +216,41 @@ def compare_models(
             getattr(results, f"{name}_model_results")[str(seed)] = history
 
             def keep(row, history=history):
-                for k in history: history[k].append(row[_HISTORY[k]])
+                for k in history.keys() & _HISTORY.keys(): history[k].append(row[_HISTORY[k]])
                 if row["step"] % cfg.save_interval == 0: results.save(cfg.results_dir)
 
+            learner, judge = model().to(ids.device), None if judged is None else lambda m: _judge_last_place(m, judged)
             batches = prepare_confidence_data(ids, shape.context - 1, cfg.batch_size, seed)
-            settings = TrainConfig(steps=cfg.training_steps)
-            rows = train(model(), objective(seed), batches, settings, callbacks=(keep,), progress=False)
+            settings = TrainConfig(steps=cfg.training_steps, eval_every=cfg.save_interval)
+            rows = train(learner, objective(seed, str(ids.device)), batches, settings, judge, callbacks=(keep,), progress=False)
             results.training_time[name] += rows[-1]["cpu_seconds"]
+            if judged is not None: history |= _held_out(learner, judged, rows)
     results.save(cfg.results_dir)
     return results
+
+
+_JUDGED = 1000  # windows, at most
+
+
+def _last_places(held_out: Int[Tensor, "s"], shape: GPTConfig) -> Int[Tensor, "b t"]:
+    "Windows of L + 2 characters, spread over a text; raises `ValueError` for one that is too short"
+    width = shape.context + 1
+    if len(held_out) < width: raise ValueError(f"a held-out text of {len(held_out)} characters has no window of {width}")
+    windows = held_out.unfold(0, width, 1)
+    return windows[:: max(1, len(windows) // _JUDGED)][:_JUDGED]
+
+
+def _judge_last_place(model: ContextualGPT, windows: Int[Tensor, "b t"]) -> dict[str, float]:
+    "Token loss at the last position of every window, where the published step trains"
+    return dict(val_loss=score(model, windows[:, :-1])[0][:, -1].mean().item())
+
+
+def _held_out(model: ContextualGPT, windows: Int[Tensor, "b t"], rows: list[dict]) -> dict[str, list]:
+    "Held-out losses by step; of a confidence-aware model also prediction and outcome at every window"
+    curve = [[row["step"], row["val_loss"]] for row in rows if "val_loss" in row]
+    if not isinstance(model, ConfidenceAwareGPT): return dict(held_out_loss=curve)
+    found = evaluate_last_position(model, windows)
+    return dict(held_out_loss=curve, held_out_predicted=found["head"].tolist(), held_out_actual=found["sampled"].tolist())
 
 
 def _summary(
@@ -223,6 +269,7 @@ def _summary(
         row |= dict(steps_to_common_loss=reached[0] + 1 if len(reached) else math.nan)
         row |= dict(confidence_mean=late.mean(), confidence_sd=late.std())
         n = len(getattr(results, f"{name}_model_results"))
+        if "held_out_loss" in history: row["held_out_loss"] = history["held_out_loss"][-1][1]
         rows.append(row | dict(cpu_seconds=results.training_time[name] / n))
     return pd.DataFrame(rows)
 
@@ -246,7 +293,7 @@ class REINFORCETrainer:
         self.model, self.baked_model = copy.deepcopy(baked_model), copy.deepcopy(baked_model).requires_grad_(False)
         self.task, self.thoughts, self.kl_coefficient = task, thoughts, kl_coefficient
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.model.position.weight.device).manual_seed(seed)
 
     @staticmethod
     def compute_reward(

@@ -75,11 +75,11 @@ def refinement_optimum(
 # %% ../nbs/15_refinement.ipynb #rf2
 @dataclass(frozen=True)
 class Refinement:
-    "How the losses of all steps become one; the defaults are the aggressive profile"
+    "How the losses of all steps become one; the defaults are the aggressive profile without its reward"
 
     supervision_weight_base: float = 5.0  # how many times more a step counts than the one before
     improvement_reward_scale: float = 1.0  # of the reward for improving
-    improvement_reward: str = "naive"  # as published; "stop_gradient" on the step before, "hinge" or "none"
+    improvement_reward: str = "none"  # or "naive", as published, which costs 0.09 nats; "stop_gradient", "hinge"
     contrastive: float = 0.0  # weight of the mean cosine between successive answers
     curriculum: int = 0  # updates over which the number of supervision steps grows from 1 to all; 0: all from the start
 

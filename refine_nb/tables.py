@@ -158,12 +158,12 @@ def _read_csv(path: Path):
     "A results table; only an empty field is missing; ids, and parameters declared as text, are never numbers"
     import pandas as pd
     rows, root = read_table(path), find_root(path)
-    keys, text = {r["id"]: r["key"] for r in rows if "key" in r}, dict(_TEXT)
+    keys, text, filled = {r["id"]: r["key"] for r in rows if "key" in r}, dict(_TEXT), {}
     for experiment in sorted({r["experiment"] for r in rows if r.get("experiment")}) if root else []:
         spec = _declared(root / "experiments" / f"{experiment}.ipynb")
         text |= {n: str for n, kind in spec.types.items() if kind is str}
-        rows = [r for row in rows for r in (complete_rows([row], spec, keys) if row["experiment"] == experiment
-                                            else [row])]
+        filled[experiment] = [n for n, kind in spec.types.items() if kind is str and spec.defaults[n] is not None]
+        rows = [r for row in rows for r in (complete_rows([row], spec, keys) if row["experiment"] == experiment else [row])]
     names = list(dict.fromkeys(n for r in rows for n in r)) or path.read_text(encoding="utf-8").strip().split(",")
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")
@@ -171,6 +171,9 @@ def _read_csv(path: Path):
     writer.writerows(rows)
     card_sets = _card_sets(path.parent)
     table = pd.read_csv(io.StringIO(out.getvalue()), keep_default_na=False, na_values=[""], dtype=text)
+    for experiment, texts in filled.items():  # a text with a default is never missing: an empty field is the empty text
+        of, there = table["experiment"] == experiment, [n for n in texts if n in table]
+        table.loc[of, there] = table.loc[of, there].fillna("")
     return _with_cards(table, card_sets)
 
 def _declared(notebook: Path) -> Parameters:

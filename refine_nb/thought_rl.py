@@ -105,7 +105,7 @@ class ThoughtRL:
                 "take at least two, or baseline='none'")
         self.task, self.thoughts, self.cfg, self.reference = task, thoughts, cfg, reference and reference.eval()
         self.generator = torch.Generator(device).manual_seed(seed)
-        self.flat_updates, self.episodes, self.recent = 0, 0, []
+        self.flat_updates, self.episodes, self.recent, self.drawn = 0, 0, [], 1
 
 # %% ../nbs/24_thought_rl.ipynb #rl4
 @patch
@@ -150,6 +150,12 @@ def count_episodes(self: ThoughtRL, flat: Bool[Tensor, "b"], reward: Float[Tenso
     raise NothingToLearn(
         f"for {self.flat_updates} updates all {reward.shape[1]} thoughts of every question earned the same "
         f"(now {reward.mean():.2f}): nothing can be learned from that; {way}")
+
+
+@patch
+def terms(self: ThoughtRL, metrics: dict[str, float | int]) -> float:
+    "The loss is a mean over thoughts: the batches of one update count by how many they have"
+    return float(self.drawn)
 
 
 @patch
@@ -211,6 +217,7 @@ def _losses(self: ThoughtRL, model, prompt, answer, items) -> tuple[Float[Tensor
     logits = branch_logits(trunk, thoughts.ids)
     reward, right = self.reward(trunk, thoughts, answer, items)
     adv, flat = self.advantage(reward)
+    self.drawn = reward.numel()
     mask = thoughts.chosen
     if self.cfg.reward == "gain": mask = mask & self.thinking(thoughts)  # the drawn answer earned none of a gain
     logp = logits.log_softmax(-1).gather(-1, thoughts.ids[..., None])[..., 0]

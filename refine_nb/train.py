@@ -350,6 +350,17 @@ def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], dict]) -> dict[
     for module, training in modes: module.training = training
     return metrics
 
+# %% ../nbs/09_train.ipynb #tr2comp
+def _compiled(model: nn.Module) -> nn.Module:
+    "The model with its calls compiled; raises `ValueError` where torch.compile does not work"
+    if hasattr(model, "_orig_mod"): return model
+    try: torch.compile(torch.square)(torch.ones(2))
+    except Exception as why:
+        reason = (str(why).strip() or type(why).__name__).splitlines()[0]
+        raise ValueError(f"compile=True, but torch.compile does not work here: {reason}; "
+                         "install a C++ compiler, or leave compile=False") from why
+    return torch.compile(model)
+
 # %% ../nbs/09_train.ipynb #97bc940a
 def train(
     model: nn.Module,
@@ -363,8 +374,10 @@ def train(
     optimizer: torch.optim.Optimizer | None = None,  # by default `adamw`
     progress: bool = True,  # show a bar
     extend: bool = False,  # a run of fewer steps may go on to `cfg.steps`, at the rates of the longer schedule
+    compile: bool = False,  # compile calls of the model, for a few per cent; the last bits may differ
 ) -> list[dict]:  # one row per step
     "Train; raises `NonFiniteLoss`, `BadCheckpoint`, and `KeyboardInterrupt` after saving"
+    learner = _compiled(model) if compile else model
     set_precision(model, cfg.precision)
     optimizer, counted = optimizer or adamw(model, cfg), _Counted(objective)
     stateful = dict(objective=objective, batches=batches, costs=counted)
@@ -377,7 +390,7 @@ def train(
     model.train()
     with DeferredInterrupt() as interrupted, bar:
         for step in range(first, cfg.steps + 1):
-            row = _step(model, counted, batches, optimizer, cfg, done, saved)
+            row = _step(learner, counted, batches, optimizer, cfg, done, saved)
             if step == first: saved.check()  # the optimiser has its state now
             if evaluate and (step % cfg.eval_every == 0 or step == cfg.steps): row |= _evaluated(model, evaluate)
             rows.append(row)

@@ -36,10 +36,9 @@ class NGram(nn.Module):
         "Count and interpolate; raises `ValueError` for an order below 1 or a text that is too short"
         if order < 1: raise ValueError(f"order {order} is below 1 (1 counts characters without context)")
         if len(ids) < order: raise ValueError(f"a text of {len(ids)} characters has no {order}-gram")
-        if not 0 <= int(ids.min()) <= int(ids.max()) < n_symbols:
-            raise ValueError(f"ids {int(ids.min())} … {int(ids.max())} do not fit {n_symbols} symbols")
-        row, children, logp = torch.zeros(len(ids) + 1, dtype=torch.long), [], []  # row[t]: context before position t
-        lower = torch.full((1, n_symbols), 1 / n_symbols)
+        if not 0 <= int(ids.min()) <= int(ids.max()) < n_symbols: raise ValueError(f"ids {int(ids.min())} … {int(ids.max())} do not fit {n_symbols} symbols")
+        row, children, logp = ids.new_zeros(len(ids) + 1, dtype=torch.long), [], []  # row[t]: context before position t
+        lower = torch.full((1, n_symbols), 1 / n_symbols, device=ids.device)
         for m in range(order):
             if m:  # a context of length m before t is (context of length m − 1 before t − 1, character t − 1)
                 row, child, shorter = _grow(row[:-1], row[1:], ids[m - 1 :], n_symbols, len(lower))
@@ -56,7 +55,7 @@ def _grow(parent, shorter, last, n_symbols, n_rows):
     seen = torch.bincount(code, minlength=n_rows * n_symbols) > 0
     child = torch.where(seen, seen.cumsum(0) - 1, -1)
     row = child[code]
-    backoff = torch.empty(int(seen.sum()), dtype=torch.long)
+    backoff = shorter.new_empty(int(seen.sum()))
     backoff[row] = shorter
     return row, child.view(n_rows, n_symbols).int(), backoff
 

@@ -7,24 +7,19 @@ __all__ = ['FILLER', 'thinking_model', 'fits_within', 'WarmStartBatches', 'warm_
            'load_thinking_model']
 
 # %% ../nbs/21_warm_start.ipynb #ws0imp
-import json
+import torch
+import torch.nn.functional as F
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
-
-from ._files import write_atomic
-from ._signals import DeferredInterrupt
 from .benchmark_tasks import load_task
+from .checkpoints import fill_model, read_model_file, save_model_file
+from .data import CharVocab
 from .gpt import ContextualGPT, GPTConfig
 from .tasks import Item, ProblemBatches, Task
-from .thoughts import ThoughtConfig, answer_mask, worked_thought
+from .thoughts import ThoughtConfig, worked_thought, answer_mask
 
 # %% ../nbs/21_warm_start.ipynb #ws1
 def thinking_model(
@@ -40,8 +35,13 @@ def thinking_model(
     cfg = GPTConfig(
         len(task.vocab) + 1, context=sum(widest) + 1 + room, n_layers=n_layers, n_heads=n_heads, width=width)
     model = ContextualGPT(cfg)
-    model.characters = task.vocab.chars  # tells it from a model of as many other symbols
+    model.vocab = _with_start(task)  # tells it from a model of as many other symbols
     return model
+
+
+def _with_start(task: Task) -> CharVocab:
+    "The task's characters and the start of a thought"
+    return CharVocab(task.vocab.chars, ("<think>",))
 
 
 def fits_within(items: Sequence[Item]) -> Callable[[Item], bool]:
@@ -132,49 +132,31 @@ def save_thinking_model(
 ) -> Path:
     "Write a thinking model into one file, whole or not at all; `load_thinking_model(file)` is the way back"
     if type(model) is not ContextualGPT:
-        raise TypeError(f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a "
-                        "start symbol")
-    file = Path(file)
+        raise TypeError(f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a start symbol")
     chars = load_task(*task).vocab.chars
     settings = dict(task=task, vocab=chars, model=asdict(model.cfg), thoughts=asdict(thoughts))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
-    write_atomic(file, save(tensors, {"thinker": json.dumps(settings)}))
-    return file
+    return save_model_file(file, model, "thinking", settings)
 
 
 def load_thinking_model(
     file: str | Path,  # from `save_thinking_model`
 ) -> tuple[ContextualGPT, Task, ThoughtConfig]:
     "A saved thinking model with its task; raises `FileNotFoundError`, and `ValueError` for a broken or foreign file"
-    if Path(file).is_dir(): raise ValueError(f"{file} is a folder: give {Path(file) / 'model.safetensors'}")
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} is no file: no model was saved there by save_thinking_model")
-    metadata, weights = _read_tensors(file)
-    if "thinker" not in metadata:
-        raise ValueError(f"{file} was not written by save_thinking_model: it does not say what it thinks about")
-    settings = json.loads(metadata["thinker"])
+    family, settings, weights = read_model_file(file)
+    if family != "thinking": raise ValueError(f"{file} holds a model of the family {family!r}: it thinks about no task")
     task, model = load_task(*settings["task"]), ContextualGPT(GPTConfig(**settings["model"]))
     if settings["vocab"] != task.vocab.chars or model.cfg.n_symbols != len(task.vocab) + 1:
         raise ValueError(
             f"the model in {file} knows {settings['vocab']!r} and a start symbol, {settings['task'][0]} now has "
             f"{task.vocab.chars!r}: it belongs to another vocabulary")
-    wanted = {k: v.shape for k, v in model.state_dict().items()}
-    unfit = [k for k in {**wanted, **weights} if k not in weights or wanted.get(k) != weights[k].shape]
-    if unfit:
-        raise ValueError(
-            f"{file} does not hold its model's weights: {len(unfit)} do not fit, {unfit[0]} first. "
-            "Give a file that save_thinking_model wrote")
-    model.load_state_dict(weights)
-    model.characters = task.vocab.chars
-    return model.eval(), task, ThoughtConfig(**settings["thoughts"])
+    fill_model(model, weights, file)
+    thoughts = ThoughtConfig(**settings["thoughts"])
+    model.vocab, model.task, model.thoughts = _with_start(task), _plain(settings["task"]), thoughts
+    return model, task, thoughts
 
 
-def _read_tensors(file: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
-    "Metadata and tensors of a file; Ctrl-C waits until they are read, since the reader would take it for damage"
-    try:
-        with DeferredInterrupt(), safe_open(file, "pt") as f:
-            return f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}
-    except SafetensorError as why:
-        raise ValueError(f"{file} cannot be read as a model: {why}. Give a file that "
-                         "save_thinking_model wrote") from why
+def _plain(task: Sequence) -> tuple[str, int | tuple[int, int]]:
+    "Name and length of a task, as they were before JSON made lists of tuples"
+    name, length = task
+    return name, tuple(length) if isinstance(length, list) else length
+

@@ -2,14 +2,16 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from refine_nb._attention import Ahead, Branches, Text
+from refine_nb._decoding import Decoder
 from refine_nb.candidates import CandidateConfig
 from refine_nb.confidence import ConfidenceAwareGPT, Lookahead, _mask_ahead, branch_ahead, split_window
-from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, sample_next, _read_prompts, sample
+from refine_nb.gpt import Attention, ContextualGPT, GPTConfig, _read_prompts, sample, sample_next, set_precision
 from refine_nb.grpo import GRPOConfig, RolloutGRPO
 from refine_nb.mugrokfast import MaxLogitWatch
 from refine_nb.prefix import Prefix, branch_logits, generate, tree_logits
@@ -97,6 +99,45 @@ def test_rows(model):
     picked = torch.tensor([5, 0, 0])
     cache.rollback(8).gather(picked)
     close(model(text[picked, 8:], cache), model(text[picked])[:, 8:])
+
+
+def read_and_forked(model, kind, g):
+    "Rows behind prompts that `sample`, or a prefix, has read"
+    if kind == "prefix": return Prefix(model, ids(3, 7)).rows(g)
+    rows = model.new_cache(3)
+    _read_prompts(model, ids(3, 7), rows)
+    return rows.fork(g)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("g", [1, 4])
+@pytest.mark.parametrize("kind", ["sample", "prefix"])
+@torch.no_grad()
+def test_decoder(model, kind, g, precision):
+    "Every bit as passes over the same rows; what it read can be rolled back and picked as usual"
+    set_precision(model, precision)
+    ours, usual, new = read_and_forked(model, kind, g), read_and_forked(model, kind, g), ids(3 * g, 8, seed=3)
+    step = model.decoder(ours)
+    for i in range(7): assert torch.equal(step(new[:, i]), model(new[:, i : i + 1], usual)[:, -1])
+    assert torch.equal(ours.ids, usual.ids) and ours.length == 14
+    picked = torch.tensor([2, 0, 2])
+    for rows in (ours, usual): rows.rollback(12).gather(picked)
+    assert torch.equal(model(new[picked, 5:], ours), model(new[picked, 5:], usual))
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_who_is_decoded_on_matrices(name):
+    "Models whose blocks and walk are the usual ones, as they are: no dropout, no hook, no second fork"
+    model = MODELS[name]().eval()
+    fast = name in ("plain", "ngram", "normed", "quiet")
+    assert isinstance(model.decoder(model.new_cache(1)), Decoder) == fast
+    if not fast: return
+    assert not isinstance(model.decoder(model.new_cache(1).fork(2).fork(2)), Decoder)
+    hook = model.blocks[0].register_forward_hook(lambda *_: None)
+    assert not isinstance(model.decoder(model.new_cache(1)), Decoder)
+    hook.remove()
+    model.cfg = replace(model.cfg, dropout=0.5)
+    assert isinstance(model.decoder(model.new_cache(1)), Decoder) and not isinstance(model.train().decoder(model.new_cache(1)), Decoder)
 
 
 def test_prefix_and_branches(model):
@@ -231,7 +272,12 @@ def test_a_pass_that_is_computed_again_refuses_a_cache_by_name():
     model = RecursiveGPT(TRMConfig.preset("smoke", V, gradient_checkpointing=True))
     with pytest.raises(ValueError, match="RecursiveGPT with gradient_checkpointing reads no Text"): Prefix(model, ids(2, 5))
     with pytest.raises(ValueError, match="reads no Rows with gradients"): model(ids(2, 5), model.new_cache(2))
-    with torch.no_grad(): close(Prefix(model, ids(2, 5)).next_logits, model(ids(2, 5))[:, -1])
+    with pytest.raises(ValueError, match="reads no Tree with gradients"): tree_logits(model, ids(2, 3), torch.tensor([-1, 0, 0]))
+    with torch.no_grad():
+        prefix = Prefix(model, ids(2, 5))
+        close(prefix.next_logits, model(ids(2, 5))[:, -1])
+        close(branch_logits(prefix, ids(2, 2, 3)), behind(model, ids(2, 5), ids(2, 2, 3)))
+    with pytest.raises(ValueError, match="reads no Branches with gradients"): branch_logits(prefix, ids(2, 2, 3))
     assert sample(model, ids(2, 5), 3).shape == (2, 1, 8)
 
 

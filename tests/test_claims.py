@@ -13,7 +13,7 @@ from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
 from refine_nb.cards import CardError, check_card, read_cards
-from refine_nb._board import kept, row_states
+from refine_nb._board import kept, result_page, row_states
 from refine_nb._evidence import METRICS, seed_values
 from refine_nb.claims import _in_studies, decide, judge_card, judge_cards, write_claims
 from refine_nb.cards import card_hash, card_hashes
@@ -201,8 +201,10 @@ def project(tmp_path):
 def test_the_pages_agree_or_the_check_fails(project):
     (verdict,), _ = write_claims(project)
     assert verdict.verdict == "reproduced" and write_claims(project / "nbs", check=True)[1] == []
-    assert "### c: reproduced" in (project / "CLAIMS.md").read_text() and (project / "nbs" / "board.qmd").read_text().startswith('---\ntitle: "The board: every claim and its verdict"\n---\n')
-    (project / "CLAIMS.md").write_text((project / "CLAIMS.md").read_text().replace("c: reproduced", "c: refuted"))
+    board = (project / "nbs" / "board.qmd").read_text()
+    assert "### c\n\n🟢 reproduced, grade A" in (project / "CLAIMS.md").read_text()
+    assert board.startswith('---\ntitle: "The board: every claim and its verdict"\n') and "::: {#c .board-card" in board
+    (project / "CLAIMS.md").write_text((project / "CLAIMS.md").read_text().replace("reproduced, grade", "refuted, grade"))
     assert write_claims(project, check=True)[1] == ["CLAIMS.md"]
     command = [sys.executable, "-m", "refine_nb._cli", "claims", "--check", "--root", str(project)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -229,8 +231,8 @@ def test_the_board_says_what_is_known_of_the_rows(project):
     states = {f"a{i}": "verified" for i in range(5)} | {"b0": "changed", "of another card": "verified"}
     (verdict,), _ = write_claims(project, states=states, verified="2030-03-01")
     board = (project / "CLAIMS.md").read_text()
-    assert row_states(verdict, states) == "1 changed, 5 verified" and "**5 of 10 rows verified** (2030-03-01)" in board
-    assert "rows verified" not in (write_claims(project), (project / "CLAIMS.md").read_text())[1]
+    assert row_states(verdict, states) == "1 changed, 5 verified" and "5 of 10 rows behind the cards are verified (2030-03-01)." in board
+    assert "are verified" not in (write_claims(project), (project / "CLAIMS.md").read_text())[1]
 
 
 def test_a_parameter_that_no_run_has_yet_leaves_the_claim_open(project):
@@ -313,7 +315,7 @@ def test_retired_cards_stay_visible(project):
     (project / "experiments" / "claims" / "c.yaml").write_text(yaml.safe_dump(card))
     pd.DataFrame(clear()).assign(cpu_180=1.0).to_csv(project / "results" / "s" / "runs.csv", index=False)
     (verdict,), _ = write_claims(project)
-    assert verdict.verdict == "retired" and verdict.numbers and "### c: retired" in (project / "CLAIMS.md").read_text()
+    assert verdict.verdict == "retired" and verdict.numbers and "⚫ retired, grade —" in (project / "CLAIMS.md").read_text()
 
 
 def test_holm_in_the_study():
@@ -478,3 +480,49 @@ def test_the_history_of_this_book():
     "Two thresholds that were written knowing the numbers, and repeated"
     verdicts = judge_cards(ROOT, ["guided_grpo", "context_collapse"])
     assert {verdicts[id].verdict for id in ("renormalized_beats_stratified", "collapse_ends_with_one_guess")} == {"post hoc"}
+
+
+# The board as data
+
+def _chosen(project, **more):
+    "The board's data with one card shown"
+    row = {"card": "c", "says": "A wins", "unit": "points"} | more
+    (project / "experiments" / "board.yaml").write_text(yaml.safe_dump({"rows": [{"method": "letters", "cards": [row]}]}))
+    write_claims(project)
+    return json.loads((project / "nbs" / "board.json").read_text())
+
+
+def test_a_row_of_the_board_is_computed(project):
+    row, = _chosen(project)["rows"]
+    assert (row["claimed"], row["control"], row["verdict"], row["grade"]) == ("≥ 2 points", "b", "reproduced", "A")
+    assert row["measured"] == "+5.2 points (+5 … +5.4, n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}5)"
+    card = CARD | {"controls": {"b": {"model": "b"}, "other": {"model": "a"}}}
+    (project / "experiments" / "claims" / "c.yaml").write_text(yaml.safe_dump(card))
+    assert _chosen(project)["rows"][0]["control"] == "other"  # the control against which it gains least
+
+
+def test_every_card_of_the_board_stands_in_its_data(project):
+    data = _chosen(project)
+    card, = data["cards"]
+    assert card["numbers"] == [{"against": "b", "mean": 0.052, "low": 0.0500368, "high": 0.0539632, "n": 5}]
+    assert data["cards_by_verdict"]["cards on own forecasts and controls"]["reproduced"] == {"all": 1, "predicted": 1, "kept": 1, "tried": 1}
+
+
+@pytest.mark.parametrize("change, says", [({"card": "d"}, "no card 'd'"),
+                                          ({"control": {"card": "cc"}}, "no card 'cc'")])
+def test_a_wrong_choice_for_the_board_is_refused(project, change, says):
+    with pytest.raises(CardError, match=says): _chosen(project, **change)
+
+
+def test_the_board_stays_short(project):
+    rows = [{"card": "c", "says": "A wins"}] * 26
+    (project / "experiments" / "board.yaml").write_text(yaml.safe_dump({"rows": [{"method": "letters", "cards": rows}]}))
+    with pytest.raises(CardError, match="26 rows for the board, at most 25"): write_claims(project)
+
+
+def test_a_result_page_is_found_where_it_lies(project):
+    (project / "nbs" / "results").mkdir()
+    (project / "nbs" / "toss.ipynb").touch()
+    assert result_page(project, "10_toss", {}) == "toss.ipynb" and result_page(project, "10_coins", {}) == ""
+    (project / "nbs" / "results" / "toss.ipynb").touch()
+    assert result_page(project, "10_toss", {}) == result_page(project, "s", {"s": "toss"}) == "results/toss.ipynb"

@@ -177,7 +177,7 @@ def test_without_confidence_the_forms_are_the_tree_pass():
 @pytest.mark.parametrize("form", ["mask", "branch"])
 def test_the_objective_hands_the_forms_what_it_trains_on(spy, form, feedback):
     model, batch = random_model(feedback), split_window(characters(4, 10))
-    _, metrics = Lookahead(LookaheadConfig(form=form))(model, batch)
+    _, metrics = Lookahead(LookaheadConfig(form=form, detach=False))(model, batch)
     ((args, logits),) = spy
     ids, (branch, pred) = batch[0], args[2:4]
     heard = torch.zeros(4, 8, 1) if not feedback else model.previous(ids)
@@ -191,7 +191,7 @@ def test_the_objective_hands_the_forms_what_it_trains_on(spy, form, feedback):
 
 def test_sampled_branches_come_from_the_model(spy):
     model, batch = random_model(), split_window(characters(1, 10).expand(4000, -1))
-    Lookahead()(model, batch)
+    Lookahead(LookaheadConfig(detach=False))(model, batch)
     branch, p = spy[0][0][2], model(batch[0][:1]).softmax(-1)[0]
     share = torch.stack([(branch == a).float().mean(0) for a in range(7)], -1)
     assert (share - p).abs().max() < 0.03 and (p.amax(-1) - p.amin(-1)).max() > 0.1
@@ -201,11 +201,11 @@ def test_the_shifted_form_is_the_teachers_where_no_prediction_is_heard(spy):
     model, batch = random_model(), split_window(characters(4, 10))
     for block in model.blocks:
         for norm in (block.norm1, block.norm2): norm.gain.data.zero_(); norm.shift.data.zero_()
-    Lookahead(LookaheadConfig(target="teacher"))(model, batch)
+    Lookahead(LookaheadConfig(target="teacher", detach=False))(model, batch)
     after = torch.cat([batch[0][:, 2:], batch[1][:, None]], 1)
     nll = F.cross_entropy(spy[0][1][:, :-1].mT, after, reduction="none")
     pred = model(batch[0], confidence_scalars=torch.zeros(4, 8, 1))["confidence_pred"][:, :-1]
-    _, metrics = Lookahead(LookaheadConfig(form="shifted", target="teacher"))(model, batch)
+    _, metrics = Lookahead(LookaheadConfig(form="shifted", target="teacher", detach=False))(model, batch)
     assert metrics["confidence_loss"] == pytest.approx(F.mse_loss(pred, nll).item(), rel=1e-5)
 
 
@@ -231,7 +231,7 @@ def test_no_target_reads_a_position_that_no_token_loss_trains(form, target, feed
 
     def lookahead(alpha):
         torch.manual_seed(0)
-        return Lookahead(LookaheadConfig(alpha=alpha, form=form, target=target))(model, batch)
+        return Lookahead(LookaheadConfig(alpha=alpha, form=form, target=target, detach=False))(model, batch)
 
     (grad,) = torch.autograd.grad(lookahead(0.0)[0], model.position.weight)
     trained = grad.abs().amax(1) > 0
@@ -246,7 +246,7 @@ def test_no_target_reads_a_position_that_no_token_loss_trains(form, target, feed
 def test_the_mended_step_also_learns_where_its_target_is_read():
     model, (ids, one, two) = random_model(), split_window(characters(4, 10))
     torch.manual_seed(3)
-    loss, metrics = Lookahead(LookaheadConfig(form="last_two"))(model, (ids, one, two))
+    loss, metrics = Lookahead(LookaheadConfig(form="last_two", detach=False))(model, (ids, one, two))
     torch.manual_seed(3)
     heard = torch.zeros(4, 8, 1)
     pred, actual, now = two_passes(model, heard, ids, one, two)
@@ -294,9 +294,9 @@ def test_the_confidence_gradient_has_its_own_clip(detach):
 def test_no_gradient_passes_through_the_second_pass(form, monkeypatch):
     model, batch = random_model(), split_window(characters(4, 10))
     name = dict(mask="_mask_ahead", branch="branch_ahead")[form]
-    honest, cut = gradients(model, LookaheadConfig(form=form), batch), getattr(confidence, name)
+    honest, cut = gradients(model, LookaheadConfig(form=form, detach=False), batch), getattr(confidence, name)
     monkeypatch.setattr(confidence, name, lambda *args: cut(*args).detach().clone())
-    assert all(torch.equal(honest[n], g) for n, g in gradients(model, LookaheadConfig(form=form), batch).items())
+    assert all(torch.equal(honest[n], g) for n, g in gradients(model, LookaheadConfig(form=form, detach=False), batch).items())
 
 
 # ---- training ----
@@ -309,12 +309,12 @@ def test_golden_loss_of_twenty_steps(form):
     torch.manual_seed(0)
     model = ConfidenceAwareGPT(SHAPE)
     text = (torch.arange(400) ** 2 // 3) % 7
-    cfg = LookaheadConfig(form=form, target="teacher" if form == "shifted" else "sampled", carry=form in ("last", "last_two"))
+    cfg = LookaheadConfig(form=form, target="teacher" if form == "shifted" else "sampled", carry=form in ("last", "last_two"), detach=False)
     rows = train(model, Lookahead(cfg), LookaheadWindows(text, 8, 4, ahead=2), TrainConfig(steps=20, warmup=2, lr=1e-2), progress=False)
     assert rows[-1]["loss"] == pytest.approx(GOLDEN[form], abs=2e-3)
 
 
-@pytest.mark.parametrize("cfg", [LookaheadConfig(detach=True, clip=0.1), LookaheadConfig(form="last", carry=True), LookaheadConfig(carry=True)], ids=["branch", "last", "carried"])
+@pytest.mark.parametrize("cfg", [LookaheadConfig(detach=True, clip=0.1), LookaheadConfig(form="last", carry=True, detach=False), LookaheadConfig(carry=True, detach=False)], ids=["branch", "last", "carried"])
 def test_a_stopped_run_continues_bit_for_bit(cfg, tmp_path):
     text, settings = characters(300), TrainConfig(steps=6, warmup=1, checkpoint_every=3)
 
@@ -331,7 +331,7 @@ def test_a_stopped_run_continues_bit_for_bit(cfg, tmp_path):
 
 def test_carried_confidences_are_the_last_batchs(monkeypatch):
     model, first, second = random_model(), split_window(characters(4, 10)), split_window(characters(4, 10, seed=1))
-    objective = Lookahead(LookaheadConfig(carry=True))
+    objective = Lookahead(LookaheadConfig(carry=True, detach=False))
     objective(model, first)
     pred = model(first[0], confidence_scalars=torch.zeros(4, 8, 1))["confidence_pred"]
     assert torch.allclose(objective.carried[:, 1:, 0], pred[:, :-1], atol=1e-6) and (objective.carried[:, 0] == 0).all()
@@ -343,7 +343,7 @@ def test_carried_confidences_are_the_last_batchs(monkeypatch):
 
 
 def test_counting_operations_leaves_the_objective_alone():
-    model, objective, batch = random_model(), Lookahead(), split_window(characters(4, 10))
+    model, objective, batch = random_model(), Lookahead(LookaheadConfig(detach=False)), split_window(characters(4, 10))
     before = objective.generator.get_state()
     assert count_flops(model, objective, batch) > 1.25 * count_flops(model, next_token_loss, batch) and torch.equal(objective.generator.get_state(), before)
 
@@ -371,26 +371,26 @@ def test_data_are_windows_in_three_parts_and_resume():
 @pytest.mark.parametrize("batch", [characters(4, 9), split_window(characters(4, 10))[:2], (characters(4, 8), characters(4), characters(3)), (characters(8), characters(8), characters(8))], ids=["tensor", "two parts", "rows", "flat"])
 def test_a_batch_without_its_three_parts_is_refused(batch):
     model = random_model()
-    with pytest.raises(ValueError, match=r"t\+2 column"): update(model, Lookahead(), [batch], adamw(model, TrainConfig()), 1e-3, 1.0)
+    with pytest.raises(ValueError, match=r"t\+2 column"): update(model, Lookahead(LookaheadConfig(detach=False)), [batch], adamw(model, TrainConfig()), 1e-3, 1.0)
 
 
 def test_what_cannot_work_is_refused_with_the_way_out():
     model, batch = random_model(), split_window(characters(4, 10))
-    with pytest.raises(ValueError, match="context=10"): Lookahead()(model, split_window(characters(4, 11)))
-    with pytest.raises(TypeError, match="next_token_loss"): Lookahead()(standard_twin(SHAPE), batch)
+    with pytest.raises(ValueError, match="context=10"): Lookahead(LookaheadConfig(detach=False))(model, split_window(characters(4, 11)))
+    with pytest.raises(TypeError, match="next_token_loss"): Lookahead(LookaheadConfig(detach=False))(standard_twin(SHAPE), batch)
     with pytest.raises(ValueError, match=r"\(4, 8, 1\)"): confidence._check_confidence(batch[0], torch.zeros(4, 7, 1))
     with pytest.raises(ValueError, match="is inf"): model(batch[0], confidence_scalars=torch.full((4, 8, 1), torch.inf))
-    with pytest.raises(ValueError, match="feedback=0"): Lookahead(LookaheadConfig(form="shifted", target="teacher"))(random_model(2), batch)
+    with pytest.raises(ValueError, match="feedback=0"): Lookahead(LookaheadConfig(form="shifted", target="teacher", detach=False))(random_model(2), batch)
     with pytest.raises(ValueError, match="no window"): LookaheadWindows(characters(9), 8, 4, ahead=2)
     with pytest.raises(ValueError, match="feedback is -1"): ConfidenceAwareGPT(SHAPE, feedback=-1)
     with pytest.raises(ValueError, match="confidence_init_bias is nan"): ConfidenceAwareGPT(SHAPE, math.nan)
-    with pytest.raises(ValueError, match="at least 2"): Lookahead()(model, split_window(characters(4, 3)))
+    with pytest.raises(ValueError, match="at least 2"): Lookahead(LookaheadConfig(detach=False))(model, split_window(characters(4, 3)))
 
 
 @pytest.mark.parametrize("fields,word", [(dict(form="both"), "form 'both'"), (dict(target="true"), "target 'true'"), (dict(alpha=-1.0), "alpha is -1.0"), (dict(clip=0.0), "clip is 0.0"),
                                          (dict(form="last", detach=True), "published step"), (dict(form="shifted"), "target='teacher'")])
 def test_settings_that_make_no_sense_are_refused(fields, word):
-    with pytest.raises(ValueError, match=word): LookaheadConfig(**fields)
+    with pytest.raises(ValueError, match=word): LookaheadConfig(**dict(detach=False) | fields)
 
 
 def test_a_checkpoint_of_the_other_model_is_refused(tmp_path):

@@ -9,8 +9,11 @@ import torch
 
 import refine_nb.records
 from refine_nb.data import load_corpus
+from refine_nb.evaluation import evaluate
+from refine_nb.parameters import read_parameters
 from refine_nb.tasks import ProblemBatches, split_of
 from refine_nb.puzzles import S5
+from refine_nb.trigram import NGram
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -132,3 +135,22 @@ def test_a_text_without_a_window_is_refused_before_a_run_starts(tmp_path, monkey
     with pytest.raises(ValueError, match="take a longer text"):
         cells("01_char_lm", tmp_path, monkeypatch, "eval_windows(", corpus=str(tmp_path / "mine.txt"))
     assert not (tmp_path / "run.json").exists()
+
+
+def test_every_character_is_judged_once(tmp_path, monkeypatch):
+    "The windows, and for counts the text as a whole"
+    scored, log_probs = [], NGram.log_probs
+    monkeypatch.setattr(NGram, "log_probs", lambda self, ids: scored.append(ids.numel()) or log_probs(self, ids))
+    (tmp_path / "mine.txt").write_text(load_corpus("markov").text[:4000])
+    ns = cells("01_char_lm", tmp_path, monkeypatch, "text_accuracy", corpus=str(tmp_path / "mine.txt"), method="counts", order=2)
+    assert sum(scored) == ns["windows"][:, 1:].numel() + len(ns["held_out"]) - 1
+    assert {k: ns["metrics"][k] for k in ("val_loss", "val_bits", "val_accuracy")} == evaluate(ns["learner"], ns["windows"])
+
+
+def test_a_wider_model_of_the_gpu_preset_has_a_lower_rate():
+    "No experiment takes the small model's rate to a wider one; TRM's profiles say their own"
+    for path in (ROOT / "experiments").glob("*.ipynb"):
+        spec = read_parameters(path)
+        small, large = spec.presets["cpu"], spec.presets["gpu"]
+        if spec.defaults.get("lr"): assert "width" not in large, path.name
+        elif large.get("width", 0) > small.get("width", 0) and "lr" in large: assert large["lr"] < small["lr"], path.name

@@ -15,6 +15,7 @@ from conftest import ROOT
 from IPython.core.inputtransformer2 import TransformerManager
 from smoke import committed
 
+from refine_nb import _ROOMS
 from refine_nb.claims import write_claims
 from refine_nb.verify import certified
 from refine_nb.parameters import read_parameters
@@ -112,7 +113,8 @@ def imported(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import): found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("refine_nb.")}
-        if isinstance(node, ast.ImportFrom) and node.module == "refine_nb": found |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module == "refine_nb":
+            found |= {_ROOMS.get(a.name, a.name) for a in node.names}  # a name of the front door stands in its room
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("refine_nb."): found.add(node.module.split(".")[1])
     return found
 

@@ -3,12 +3,15 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torch.nn.functional as F
+from typer.testing import CliRunner
 from test_confidence import SHAPE, characters, random_model
 
 import refine_nb.published as published
+from refine_nb._cli import app
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.candidates import CandidateConfig
 from refine_nb.confidence import next_token_loss, split_window
@@ -111,6 +114,35 @@ def test_the_literal_preset_runs_saves_and_loads_back(tmp_path):
     assert set(results.standard_model_results["1"]) == {"token_loss_history"} and all(t > 0 for t in results.training_time.values())
     table = published._summary(results, smooth=3)
     assert len(table) == 4 and table.final_token_loss[0] == pytest.approx(np.mean(results.standard_model_results["1"]["token_loss_history"][-3:])) and (table.steps_to_common_loss <= 12).all()
+
+
+def test_held_out_text_is_judged_and_the_file_redraws_the_diagram(tmp_path):
+    cfg = ConfidenceExperimentConfig(training_steps=6, seeds=(1,), save_interval=2, results_dir=str(tmp_path))
+    plain = compare_models(cfg, characters(300), SHAPE)
+    results = compare_models(cfg, characters(300), SHAPE, characters(80, seed=1))
+    for model in ("standard", "confidence"):  # judging changes nothing of the training
+        before, after = (getattr(r, f"{model}_model_results")["1"] for r in (plain, results))
+        assert before.items() <= after.items() and [step for step, _ in after["held_out_loss"]] == [2, 4, 6]
+    again = ConfidenceExperimentResults.load(results.save(tmp_path))
+    found, diagram = again.confidence_model_results["1"], again.reliability(1, bins=4)
+    assert len(found["held_out_predicted"]) == len(found["held_out_actual"]) == 80 - SHAPE.context
+    assert diagram.equals(results.reliability(1, bins=4)) and len(diagram) == 4
+    assert (diagram.actual * diagram.share).sum() == pytest.approx(np.mean(found["held_out_actual"]))
+    figure, axes = plt.subplots(1, 2)
+    again.plot(axes)
+    assert len(axes[0].lines) == 2 and len(axes[1].lines) == 2 and axes[1].lines[0].get_xdata().tolist() == again.reliability(1)["predicted"].tolist()
+    with pytest.raises(ValueError, match="random seed 1 has no held-out predictions"): plain.reliability(1)
+    with pytest.raises(ValueError, match="a held-out text of 5 characters has no window"): compare_models(cfg, characters(300), SHAPE, characters(5))
+
+
+def test_one_command_leaves_file_and_figure(tmp_path):
+    (tmp_path / "mine.txt").write_text("the cat sat on the mat and " * 60)
+    arguments = ["compare", str(tmp_path / "mine.txt"), "--steps", "3", "--seeds", "5", "--results", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "held_out_loss" in done.output, done.output
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".png"]
+    refused = CliRunner().invoke(app, ["compare", "nothing"])
+    assert refused.exit_code == 2 and "is no corpus" in refused.output
 
 
 def test_the_file_is_there_before_the_end(tmp_path, monkeypatch):

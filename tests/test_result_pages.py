@@ -76,7 +76,8 @@ def test_pictures_have_captions_and_words(path):
 # The helpers
 
 def test_numbers_have_real_minus_signs():
-    assert page.number(-0.123, 1, 100) == "−12.3" and page.number(-0.0001) == "0.0" and page.number(12345, 0) == "12,345"
+    assert page.number(-0.123, 1, 100) == "−12.3" and page.number(-0.0001) == "0.0"
+    assert page.number(12345, 0) == "12,345"
     assert page.within((0.1, 0.05, 0.2, 5), 1, 100) == "10.0 (5.0 … 20.0)"
     assert page.within((0.1, 0.05, 0.2), 1, -100) == "−10.0 (−20.0 … −5.0)"
 

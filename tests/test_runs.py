@@ -370,6 +370,17 @@ def record(id, key, started, **params):
     return {"id": id, "key": key, "experiment": "e", "status": "ok", "params": params, "metrics": {"loss": 1.0}, "corpus": None, "started": started}
 
 
+def test_an_empty_text_is_read_back_as_a_text(tmp_path, monkeypatch):
+    "A text with a default is never missing; one without may be"
+    declared = parameters.Parameters(dict(seed=0, note="", source=None), dict(seed=int, note=str, source=str), {})
+    monkeypatch.setattr(tables, "find_root", lambda path: tmp_path)
+    monkeypatch.setattr(tables, "_declared", lambda notebook: declared)
+    rows = [record_row(record(i, i, "2030", seed=0, note=note, source=None)) for i, note in (("a", ""), ("b", "x"))]
+    pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)
+    table = read_runs(tmp_path)
+    assert list(table["note"]) == ["", "x"] and table["source"].isna().all()
+
+
 def test_a_table_tells_the_cards_of_its_rows(tmp_path):
     rows = [record_row(record(i, i, "2030") | {"cards": c}) for i, c in (("a", {"c": "1"}), ("b", {}))] + [record_row(record("d", "d", "2030")) | {"cards": '{"c": "2"}'}]
     pd.DataFrame(rows).to_csv(tmp_path / "runs.csv", index=False)

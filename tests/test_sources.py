@@ -5,7 +5,7 @@ import re
 import pytest
 from conftest import ROOT
 
-from refine_nb._sources import NO_CARD, read_sources, sources_page, verdict_of
+from refine_nb._sources import NO_CARD, cited, read_sources, sources_page, verdict_of
 from refine_nb.cards import CardError, read_cards
 
 LEDGER = ROOT / "experiments/sources.yaml"
@@ -30,7 +30,7 @@ def test_every_system_and_claim_of_the_ledger_stands_on_the_page():
     entries = [e for s in sources.values() for e in (*s["systems"], *s["claims"])]
     page = sources_page(sources, CARDS)
     assert list(sources) == list("GTCQB") and len(entries) == 286
-    assert all(f"| {e['number']} |" in page for e in entries)
+    assert all(f"| {e['number']} |" in page or f"| [{e['number']}]{{#{e['number']}}} |" in page for e in entries)
 
 
 def test_what_the_ledger_names_exists():
@@ -52,7 +52,8 @@ def test_a_card_that_claims_the_opposite_counts_the_other_way_round(tmp_path):
     claims = sources["G"]["claims"]
     assert [verdict_of(c, verdicts) for c in claims] == ["refuted", NO_CARD]
     page = sources_page(sources, verdicts)
-    assert "| G2 | It helps | refuted | [`harms`](board.qmd#harms-reproduced) (opposite, reproduced)" in page
+    assert "| [G2]{#G2} | It helps | refuted | [`harms`](board.qmd#harms) (opposite, reproduced)" in page
+    assert cited(sources) == {"harms": ["-G2"], "other": ["G2"]}
     assert "1 systems (the first three columns) and 2 claims" in page
 
 

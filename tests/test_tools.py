@@ -9,7 +9,6 @@ import time
 
 import check
 import nbformat
-import pages
 import pytest
 import reach
 import readme
@@ -22,61 +21,9 @@ from jupyter_server.services.contents.largefilemanager import LargeFileManager
 from toy_project import gone
 
 
-@pytest.fixture
-def site(tmp_path):
-    "Two staged pages, as nbdev leaves them for Quarto"
-    folder = tmp_path / "_proc"
-    folder.mkdir()
-    (tmp_path / "_quarto.yml").touch()
-    (folder / "_quarto.yml").write_text("metadata-files: [../_quarto.yml, sidebar.yml]")
-    (folder / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb]}}")
-    write(folder / "index.ipynb", "# Home\n\n[data](01_data.ipynb#words), [the same](/data.html#words), [elsewhere](https://example.org/x)")
-    write(folder / "01_data.ipynb", "# Data\n\n## Words\n\n$e = m$ [up](#data)")
-    return folder
-
-
 def write(path, *cells):
     "A notebook of markdown cells"
     nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text) for text in cells]), path)
-
-
-def test_a_whole_site_has_no_complaints(site):
-    assert pages.check_site(site) == []
-
-
-@pytest.mark.parametrize("text, complaint", [
-    ("[x](02_nothing.ipynb)", "there is no 02_nothing.ipynb"), ("[x](/data.html#nowhere)", "no heading with the id nowhere"), ("![x](figure.png)", "there is no figure.png"),
-    ("[x](#nowhere)", "index.ipynb has no heading"), ("<div>\n\nnever closed", "unclosed")])
-def test_broken_pages_are_found(site, text, complaint):
-    write(site / "index.ipynb", text)
-    assert any(found.startswith("index.ipynb") and complaint in found for found in pages.check_site(site))
-
-
-def test_a_markdown_page_belongs_to_the_site(site):
-    (site / "board.qmd").write_text("---\ntitle: Board\n---\n\n## One\n\n[gone](03_gone.ipynb)")
-    (site / "sidebar.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_data.ipynb, board.qmd]}}")
-    assert pages.check_site(site) == ["board.qmd: 03_gone.ipynb: there is no 03_gone.ipynb"]
-
-
-def test_a_page_missing_from_the_sidebar_and_a_missing_settings_file_are_found(site):
-    write(site / "02_more.ipynb", "# More")
-    (site.parent / "_quarto.yml").unlink()
-    found = pages.check_site(site)
-    assert any("02_more.ipynb" in line for line in found) and any("_quarto.yml, which is not there" in line for line in found)
-
-
-@pytest.mark.parametrize("other", ["data.qmd", "Data.ipynb", "2a_data.ipynb", "data.html"])
-def test_two_sources_of_one_page_are_refused(site, other):
-    (site / other).write_text("# Data")
-    if other.endswith(".ipynb"): write(site / other, "# Data")
-    first, last = sorted(("01_data.ipynb", other))
-    assert pages.same_name(site) == [f"{first} and {last} would both become data.html: rename one of them"]
-    assert set(pages.same_name(site)) <= set(pages.check_site(site))
-
-
-def test_a_number_stays_in_the_name_of_a_markdown_page(site):
-    (site / "01_data.qmd").write_text("# Data")
-    assert pages.same_name(site) == []
 
 
 def test_links_are_rewritten_for_the_top_of_the_repository(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 import refine_nb.checkpoints as checkpoints_module
 import refine_nb.train as train_module
@@ -469,3 +470,50 @@ def test_shared_weights_are_refused_before_the_first_step(tmp_path):
     run["model"].head.weight = run["model"].token.weight
     with pytest.raises(ValueError, match="token.weight and head.weight share one tensor"): go(run, checkpoint_dir=tmp_path)
     assert not list(tmp_path.iterdir()) and len(go(run)) == 20
+
+
+# Compiled
+
+@torch.compiler.set_stance("force_eager")  # checked types cannot be compiled
+def test_a_compiled_run_and_a_plain_one_read_each_other(tmp_path):
+    "The objective is handed the compiled model, an evaluation the plain one; checkpoints have the plain names"
+    whole, met = fresh(), []
+    rows = go(whole)
+
+    def objective(model, batch):
+        met.append(hasattr(model, "_orig_mod"))
+        return cross_entropy(model, batch)
+
+    def judged(model): return dict(val_compiled=hasattr(model, "_orig_mod"))
+
+    for first in (True, False):
+        folder, again = tmp_path / str(first), fresh() | dict(objective=objective)
+        kept = dict(checkpoint_dir=folder, evaluate=judged)
+        with pytest.raises(InterruptedError): go(fresh() | dict(objective=objective), callbacks=(stop_at(10),), compile=first, **kept)
+        assert set(met[-3:]) == {first} and not any("_orig_mod" in name for name in load_file(list_checkpoints(folder)[-1] / "model.safetensors"))
+        resumed = go(again, compile=not first, **kept)
+        assert met[-1] is not first and resumed[-1]["val_compiled"] == 0
+        assert [r["loss"] for r in resumed] == [r["loss"] for r in rows] and [r["flops"] for r in resumed] == [r["flops"] for r in rows]
+        assert torch.equal(weights(whole), weights(again))
+
+
+def stop_at(step):
+    def stopping(row):
+        if row["step"] == step: raise InterruptedError
+    return stopping
+
+
+def test_without_a_compiler_compile_is_refused_before_anything_is_touched(tmp_path, monkeypatch):
+    calls = []
+
+    def broken(call):
+        calls.append(call)
+        raise OSError("no compiler found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    run = fresh()
+    before = weights(run)
+    with pytest.raises(ValueError, match="torch.compile does not work here: no compiler found; install"): go(run, compile=True, checkpoint_dir=tmp_path / "kept")
+    assert torch.equal(weights(run), before) and not (tmp_path / "kept").exists() and len(calls) == 1
+    go(fresh(steps=2))
+    assert len(calls) == 1  # nobody asks for a compiler without the flag
