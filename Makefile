@@ -1,4 +1,4 @@
-# make demo | test | lab | docs | sweep SWEEP=experiments/sweeps/NAME.yaml | readme
+# make demo | check | test | coverage | lab | docs | sweep SWEEP=experiments/sweeps/NAME.yaml | readme
 # Every target first makes a virtual environment in .venv (once; again when pyproject.toml or constraints.txt change).
 # PYTHON=/path/to/python3 chooses the interpreter, EXTRAS=dev,bench what is installed, SWEEP_FLAGS what `refine-nb sweep` gets besides.
 
@@ -13,7 +13,7 @@ READY := $(VENV)/.ready-$(EXTRAS)
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab docs readme sweep clean
+.PHONY: help setup demo check test coverage lab docs readme sweep clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -3
@@ -35,6 +35,14 @@ demo: $(READY)
 
 test: $(READY)
 	@$(THREADS) $(BIN)/python tools/check.py $(STEPS)
+
+# The inner loop: what the changes since COMMIT reach, as much as fits in a minute.
+COMMIT ?= HEAD
+check: $(READY)
+	@$(THREADS) $(BIN)/python tools/check.py --changed $(COMMIT)
+
+coverage: $(READY)
+	@$(THREADS) $(BIN)/python -m pytest tests -q -n 2 --dist worksteal -p no:cacheprovider --cov=refine_nb --cov-report=term:skip-covered --cov-fail-under=85
 
 lab: $(READY)
 	@$(THREADS) $(BIN)/jupyter lab --notebook-dir=. --ContentsManager.pre_save_hook=nbdev.clean.clean_jupyter nbs/index.ipynb

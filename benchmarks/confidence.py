@@ -17,7 +17,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ[name] = "1"
 import torch
 from speed import limits, machine_facts, median, ratio, rounds
 
-from refine_nb.confidence import ConfidenceAwareGPT, Kept, Lookahead, LookaheadConfig, branch_ahead, mask_ahead, next_token, split_window, standard_twin
+from refine_nb._attention import Text
+from refine_nb.confidence import (ConfidenceAwareGPT, Lookahead, LookaheadConfig, branch_ahead, next_token,
+                                  split_window, standard_twin, _mask_ahead)
 from refine_nb.gpt import GPTConfig
 from refine_nb.train import TrainConfig, adamw, count_flops, update
 
@@ -68,13 +70,13 @@ def exact(context: int) -> dict:
         torch.manual_seed(0)
         model = ConfidenceAwareGPT(shape(context), feedback=feedback)
         for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
-        heard, kept = model.previous(ids) if feedback else torch.zeros(*ids.shape, 1), Kept()
-        pred = model.confidence_predictor(model.through(model.embed(ids), heard, kept))[..., 0]
+        heard, read = model.previous(ids) if feedback else torch.zeros(*ids.shape, 1), Text(detach=True)
+        pred = model.confidence_predictor(model.hidden(ids, read, confidence_scalars=heard))[..., 0]
 
         def last(t, model=model, heard=heard, pred=pred): return model(torch.cat([ids[:, :t], branch[:, t - 1 : t]], 1), confidence_scalars=torch.cat([heard[:, :t], pred[:, t - 1 : t, None]], 1))["logits"][:, -1]
 
         slow = torch.stack([last(t) for t in range(1, context + 1)], 1)
-        found = dict(mask=mask_ahead(model, ids, branch, pred, heard), branch=branch_ahead(model, ids, branch, pred, kept))
+        found = dict(mask=_mask_ahead(model, ids, branch, pred, heard), branch=branch_ahead(model, read, branch, pred))
         out[f"feedback {feedback}"] = {name: (x - slow).abs().max().item() for name, x in found.items()} | dict(largest_logit=slow.abs().max().item())
     return out
 

@@ -34,11 +34,11 @@ import pandas as pd
 import torch
 
 import refine_nb.train
-from refine_nb.branches import Trunk, branch_logits, generate
-from refine_nb.candidates import CandidateConfig, select
+from refine_nb.prefix import Prefix, branch_logits, generate
+from refine_nb.candidates import CandidateConfig, select, group_advantage
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample, set_precision
-from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss
+from refine_nb.grpo import AllPositions, GRPOConfig, Rollouts, grpo_loss
 from refine_nb.train import TrainConfig, adamw, train, update
 
 OUT, CURVES = Path(__file__).with_suffix(".json"), Path(__file__).with_name("grpo_scaling.csv")
@@ -220,7 +220,7 @@ def candidates() -> dict:
     "25 candidates of 8 characters, their first ones chosen, then greedy: shared prefix against one row per candidate"
     work, draws = BASE | dict(g=25), torch.Generator().manual_seed(0)
     model, x, c = our_model(work).eval(), prompts(work), work["c"]
-    group = select(Trunk(model, x).next_logits.detach().log_softmax(-1), CandidateConfig(), draws)
+    group = select(Prefix(model, x).next_logits.detach().log_softmax(-1), CandidateConfig(), draws)
     adv, weight, drift = torch.randn(8, 25, 1, generator=draws).expand(8, 25, c), group.weight[..., None].expand(8, 25, c), torch.randn(8, 25, c, generator=draws) / 10
 
     def learn(logits, ids):
@@ -233,18 +233,18 @@ def candidates() -> dict:
     def rows_both(): return learn(rows_logits(model, x, drawn := rows_generate(model, x, c, group.ids)), drawn)
 
     def shared_both():
-        trunk = Trunk(model, x)
+        trunk = Prefix(model, x)
         drawn = generate(trunk, c, first=group.ids, temperature=0)
         return learn(branch_logits(trunk, drawn), drawn)
 
     @torch.no_grad()
-    def shared_generate(): return generate(Trunk(model, x), c, first=group.ids, temperature=0)
+    def shared_generate(): return generate(Prefix(model, x), c, first=group.ids, temperature=0)
 
     ids = shared_generate()
     if not torch.equal(ids, rows_generate(model, x, c, group.ids)): raise RuntimeError("a shared prefix and one row per candidate gave different characters")
     (value_a, a), (value_b, b) = rows_both(), shared_both()
     t = rounds({"rows generate": lambda: rows_generate(model, x, c, group.ids), "shared generate": shared_generate, "rows train": lambda: learn(rows_logits(model, x, ids), ids),
-                "shared train": lambda: learn(branch_logits(Trunk(model, x), ids), ids), "rows both": rows_both, "shared both": shared_both}, 7, warmup=1)
+                "shared train": lambda: learn(branch_logits(Prefix(model, x), ids), ids), "rows both": rows_both, "shared both": shared_both}, 7, warmup=1)
     return dict(ms={k: 1e3 * v for k, v in median(t).items()}, gain={k: ratio(t, f"rows {k}", f"shared {k}") for k in ("generate", "train", "both")}, characters_equal=ids.numel(),
                 logp_difference=(value_a - value_b).abs().max().item(), gradient_difference=max((i - j).abs().max().item() for i, j in zip(a, b)), gradient_max=max(i.abs().max().item() for i in a))
 

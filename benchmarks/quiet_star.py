@@ -24,11 +24,12 @@ import torch
 from safetensors.torch import save_file
 from speed import limits, machine_facts, median, ratio, rounds
 
-from refine_nb.branches import Trunk, generate
+from refine_nb.prefix import Prefix, generate
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters
-from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, think, thought_logp
-from refine_nb.tasks import load_task
-from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig, thoughts_for
+from refine_nb.quiet_star import QuietConfig, QuietGPT, QuietSTaR, think
+from refine_nb.thought_rl import ThoughtRL, ThoughtRLConfig
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp, thoughts_for
+from refine_nb.benchmark_tasks import load_task
 from refine_nb.train import TrainConfig, adamw, cross_entropy, update
 
 torch.set_num_threads(1)
@@ -67,7 +68,7 @@ def a_cache_each(model, ids):
 def everywhere(t: int, n: int) -> dict:
     "A thought after each of t characters of one text"
     gpt, ids, at = model(t + 20), torch.randint(65, (1, t), generator=torch.Generator().manual_seed(0)), torch.arange(t)[None]
-    ways = {"at once": lambda: think(Reading(gpt, ids), at, CFG), "a cache each": lambda: a_cache_each(gpt, ids), "one after another": lambda: one_after_another(gpt, ids)}
+    ways = {"at once": lambda: think(Prefix(gpt, ids, every=True), at, CFG), "a cache each": lambda: a_cache_each(gpt, ids), "one after another": lambda: one_after_another(gpt, ids)}
     first = ways["at once"]()
     if not all(torch.equal(first, way()) for way in ways.values()): raise AssertionError("the ways of thinking write other characters")
     took = rounds(ways, n)
@@ -79,7 +80,7 @@ def after_questions(n: int) -> dict:
     "Answers of 6 characters after 64 questions of 16: at once, after one thought, after four; and thoughts a second beside transformers"
     gpt, prompt = model(96), torch.randint(65, (64, 16), generator=torch.Generator().manual_seed(0))
     write, end = ThoughtGenerator(CFG, 6, 0), torch.Generator().manual_seed(0)
-    ways = {"at once": lambda: generate(Trunk(gpt, prompt), 6, temperature=0.0), "one thought": lambda: write(Trunk(gpt, prompt), 1), "four thoughts": lambda: write(Trunk(gpt, prompt), 4, temperature=1.0, generator=end)}
+    ways = {"at once": lambda: generate(Prefix(gpt, prompt), 6, temperature=0.0), "one thought": lambda: write(Prefix(gpt, prompt), 1), "four thoughts": lambda: write(Prefix(gpt, prompt), 4, temperature=1.0, generator=end)}
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
         peer = GPT2LMHeadModel(GPT2Config(vocab_size=67, n_positions=96, n_embd=64, n_layer=3, n_head=4, bos_token_id=65, eos_token_id=None, pad_token_id=65)).eval()

@@ -22,9 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from refine_nb.data import CharVocab, MarkovSource, Windows, eval_windows, load_corpus, split_ids
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample, set_precision
 from refine_nb.train import TrainConfig, adamw, count_flops, cross_entropy, train, update
-from refine_nb.trigram import NGram, evaluate, score
+from refine_nb.trigram import NGram
 
 torch.set_num_threads(1)
 OUT = Path(__file__).with_suffix(".json")

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from speed import limits, machine_facts, median, ratio, rounds
 
+from refine_nb.data import supervised
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample
-from refine_nb.train import TrainConfig, adamw, count_flops, update
-from refine_nb.trm import TRM, RecursiveGPT, TRMConfig, answer_loss, refinement_loss, supervised
+from refine_nb.refinement import refinement_loss
+from refine_nb.train import TrainConfig, adamw, answer_loss, count_flops, update
+from refine_nb.trm import TRM, RecursiveGPT, TRMConfig
 
 torch.set_num_threads(1)
 OUT = Path(__file__).with_suffix(".json")

@@ -10,12 +10,18 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
 from ._files import fsync_path, write_atomic
 
 REQUEST = "REFINE_NB_REQUEST"  # environment variable: a sweep's request, a JSON file in the attempt's folder
+
+class RecordError(ValueError):
+    "A record of a run that cannot be read, with the way out"
+
 
 _held: dict[Path, int] = {}  # attempt folder → open descriptor that carries our shared lock
 
@@ -57,18 +63,35 @@ def new_attempt(
     return folder
 
 
+_LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay"}  # kinds of file systems with one host
+
+
+def _on_local_disk(folder: Path) -> bool:
+    "Whether only processes of this machine can work in a folder, so that its locks tell all there is to know"
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.exists(): return False
+    place = os.stat(folder).st_dev
+    device = f"{os.major(place)}:{os.minor(place)}"
+    lines = [line.split() for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines()]
+    return any(line[2] == device and line[line.index("-") + 1] in _LOCAL for line in lines)
+
+
+def _of_here(folder: Path) -> bool:
+    "Whether an attempt can only be of this machine, by its host's name (which may change) or by its disk"
+    return folder.name.startswith(socket.gethostname() + "-") or _on_local_disk(folder)
+
+
 def _creator_gone(folder: Path) -> bool:
-    "Whether the process that made this attempt has ended on this host"
-    host, pid, _ = folder.name.rsplit("-", 2)
-    try: os.kill(int(pid), 0)
-    except ProcessLookupError: return host == socket.gethostname()
+    "Whether the process that made this attempt, on this machine, has ended"
+    try: os.kill(int(folder.name.rsplit("-", 2)[1]), 0)
+    except ProcessLookupError: return True
     except PermissionError: pass
     return False
 
 
 def _lock_dead(folder: Path, wait: float) -> int | None:
     "A descriptor that locks a dead attempt, or None; a kernel that outlives its dead parent gets `wait` seconds to end"
-    if not folder.name.startswith(socket.gethostname() + "-"): return None
+    if not _of_here(folder): return None
     fd, deadline = os.open(folder, os.O_RDONLY), time.monotonic() + wait
     while True:
         try:
@@ -80,6 +103,27 @@ def _lock_dead(folder: Path, wait: float) -> int | None:
     os.close(fd)
     return None
 
+
+@contextmanager
+def dead_attempt(
+    folder: Path,      # an attempt's folder
+    wait: float = 0,   # seconds given to a kernel whose parent has died
+) -> Iterator[bool]:
+    "Whether an attempt is dead; nobody else takes it over meanwhile"
+    fd = _lock_dead(folder, wait)
+    try: yield fd is not None
+    finally:
+        if fd is not None: os.close(fd)
+
+
+def attempts_at(
+    runs: Path,  # the folder of runs
+    id: str,     # run id
+) -> list[Path]:
+    "Folders of the attempts at a run, dead or alive"
+    return [p for p in sorted((runs / ".attempts" / id).glob("*-*-*")) if not p.name.startswith(".") and p.is_dir()]
+
+
 CARRIED = ("start.json", "checkpoints", "metrics.jsonl")  # what a new attempt takes over, the metrics last
 
 
@@ -89,18 +133,18 @@ def adopt(
     code: str | None = None,  # from `code_hash`; what other code left is set aside
 ) -> bool:
     "Take over start, checkpoints and metrics of the latest dead attempt with the same code; True if there was one"
-    others, found = [p for p in folder.parent.iterdir() if p != folder and not p.name.startswith(".") and any((p / name).exists() for name in CARRIED)], False
-    half = lambda p: not (p / "metrics.jsonl").exists()  # killed while it adopted: first, since what it took is missing in the one before
+    there = attempts_at(folder.parents[2], folder.parent.name)
+    others = [p for p in there if p != folder and any((p / name).exists() for name in CARRIED)]
+    # killed while it adopted: first, since what it took is missing in the one before
+    half, found = lambda p: not (p / "metrics.jsonl").exists(), False
     for other in sorted(others, key=lambda p: (half(p), _last_touched(p)), reverse=True):
-        fd = _lock_dead(other, wait)
-        if fd is None: continue
-        if _of_other_code(other, code):
-            print(f"an unfinished attempt of other code is left in {set_aside(other)}: this run starts afresh")
-            os.close(fd)
-            continue
-        _carry(other, folder)
-        shutil.rmtree(other)
-        os.close(fd)
+        with dead_attempt(other, wait) as dead:
+            if not dead: continue
+            if _of_other_code(other, code):
+                print(f"an unfinished attempt of other code is left in {set_aside(other)}: this run starts afresh")
+                continue
+            _carry(other, folder)
+            shutil.rmtree(other)
         found = True
         if (folder / "metrics.jsonl").exists(): break
     return found
@@ -116,8 +160,8 @@ def _carry(other: Path, folder: Path) -> None:
 
 def _of_other_code(attempt: Path, code: str | None) -> bool:
     "Whether a dead attempt does not say that it ran this code"
-    start = attempt / "start.json"
-    said = json.loads(start.read_text(encoding="utf-8")).get("code") if start.exists() else None
+    try: said = json.loads((attempt / "start.json").read_bytes()).get("code")
+    except (FileNotFoundError, ValueError): said = None
     return code is not None and said != code
 
 
@@ -142,9 +186,24 @@ def published(
     target: Path,  # runs/<id>
 ) -> dict | None:
     "The record of a published run that counts: one whose code was the code in the file"
-    path = target / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    record = read_record(target / "run.json")
     return record if record and record["as_saved"] else None
+
+
+def read_record(
+    path: Path,  # run.json
+) -> dict | None:
+    "A record, or None where there is none; raises `RecordError` for a file that is cut or damaged"
+    try: record = json.loads(path.read_bytes())
+    except FileNotFoundError: return None
+    except ValueError as error: raise RecordError(_way_out(path, str(error))) from None
+    if isinstance(record, dict) and "as_saved" in record: return record
+    raise RecordError(_way_out(path, "it is no record"))
+
+
+def _way_out(path: Path, why: str) -> str:
+    "What to do where a record cannot be read"
+    return f"{path} cannot be read ({why}): remove the folder {path.parent}, and the sweep runs it again"
 
 
 def set_aside(
@@ -186,7 +245,9 @@ def read_back(
     record: dict,  # what the notebook says it ran
 ) -> str:
     "Why a record may not be published under this request; empty if it may"
-    wrong = [f"{n}: asked {v!r}, ran {record['params'].get(n)!r}" for n, v in spec["params"].items() if n not in record["params"] or record["params"][n] != v]
+    ran = record["params"]
+    differ = {n: v for n, v in spec["params"].items() if n not in ran or ran[n] != v}
+    wrong = [f"{n}: asked {v!r}, ran {ran.get(n)!r}" for n, v in differ.items()]
     if record["id"] != spec["id"]: wrong.append(f"id: asked {spec['id']}, ran {record['id']}")
     if not record["as_saved"]: wrong.append("the code that ran is not the code in the files")
     if spec.get("code", record.get("code")) != record.get("code"):

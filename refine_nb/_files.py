@@ -26,6 +26,32 @@ def json_digest(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class FileError(ValueError):
+    "A file that cannot be read, with the way out"
+
+
+def read_text(
+    path: Path,  # a file of the project
+) -> str:
+    "Its text, without a byte order mark; refused in words where it cannot be read or is not UTF-8"
+    try: return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[:error.start].count(b"\n") + 1
+        raise FileError(f"{path}: line {line} is not UTF-8: save the file as UTF-8") from None
+    except OSError as error: raise FileError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_json(
+    path: Path,  # a JSON file
+) -> object:
+    "Its value; refused in words where it is cut or damaged"
+    text = read_text(path)
+    if line := conflict_line(text):
+        raise FileError(f"{path} holds git's conflict markers (line {line}): take either side of it")
+    try: return json.loads(text)
+    except ValueError as error: raise FileError(f"{path} is no JSON ({error}): restore it from git") from None
+
+
 def conflict_line(
     text: str,  # of a file that git may have merged
 ) -> int | None:

@@ -2,17 +2,16 @@
 import csv
 import io
 import json
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache, cached_property
 from pathlib import Path
 
-from ._files import json_digest, write_atomic
-from ._project import git
-from .cards import card_hash, DECIDES, read_card
-from .parameters import from_text, ParameterError, Parameters, read_parameters, resolve, strict_yaml
+from ._files import FileError, conflict_line, json_digest, read_text, write_atomic
+from ._project import git, git_bytes
+from .cards import DECIDES, card_hash, read_card
+from .parameters import ParameterError, Parameters, from_text, read_parameters, read_yaml, resolve
 
 FILE = Path("experiments/claims/history.jsonl")  # one line a fact, sorted, so that two branches merge line by line
 WATCHED = ("results", "experiments/claims")
@@ -88,7 +87,7 @@ def declared(
 def _parameters(path: Path, changed: int) -> Parameters | None:
     "What a notebook declares, read once for every state of its file"
     try: return read_parameters(path)
-    except ParameterError: return None
+    except (FileError, ParameterError): return None
 
 
 def study_of(
@@ -103,7 +102,7 @@ def study_of(
 @cache
 def _notebook(path: Path, changed: int) -> str:
     "The experiment that a sweep file names, read once for every state of it"
-    return strict_yaml(path.read_text(encoding="utf-8"), str(path))["notebook"]
+    return read_yaml(path).get("notebook", path.stem)
 
 
 def complete(
@@ -114,8 +113,9 @@ def complete(
     "Parameters completed by today's defaults; what the notebook no longer declares is left out"
     spec = declared(root, experiment)
     if spec is None: return tuple(sorted((n, str(v)) for n, v in params.items()))
-    known = {n: from_text(str(v), spec.types[n]) for n, v in params.items() if n in spec.types and v is not None}
-    whole = resolve(spec, known)
+    given = {n: str(v) for n, v in params.items() if n in spec.types and v is not None}
+    try: whole = resolve(spec, {n: from_text(v, spec.types[n]) for n, v in given.items()})
+    except ValueError: return tuple(sorted(given.items()))  # a parameter has another type today
     return tuple(sorted((n, v) for n, v in whole.items() if n != "seed" and not str(v).startswith("run:")))
 
 
@@ -141,6 +141,12 @@ def add_starts(
     for experiment, params, seed, start in table_starts(text):
         seeds = history.starts.setdefault(experiment, {}).setdefault(params, {})
         if start not in seeds.get(seed, ()): seeds[seed] = sorted([*seeds.get(seed, ()), start])
+
+
+def _add_old_starts(history: History, text: str) -> None:
+    "Take over the starts of a committed table, as far as it was whole"
+    try: add_starts(history, text)
+    except (AttributeError, TypeError, ValueError, csv.Error): return
 
 
 # Versions of cards
@@ -184,8 +190,9 @@ def add_versions(
     "Take over the versions of a card; what the history knows of one already stays"
     before = None
     for time, commit, text in found:
-        card = read_card(text, commit)
-        versions, hash, says = history.cards.setdefault(card["id"], []), card_hash(card), prediction(history.root, card)
+        try: card, says = _version(history.root, text, commit)
+        except (ValueError, TypeError, KeyError, AttributeError): continue  # it was committed half-written, and decides nothing
+        versions, hash = history.cards.setdefault(card["id"], []), card_hash(card)
         known = next((v for v in versions if v["hash"] == hash), None)
         if known is None:
             since = before[0]["since"] if before and before[1] == says else time
@@ -196,6 +203,12 @@ def add_versions(
             versions.append(known)
             versions.sort(key=lambda v: (v["time"], v["hash"]))
         before = known, says, card
+
+
+def _version(root: Path, text: str, commit: str) -> tuple[dict, str]:
+    "A committed card, and the hash of its prediction"
+    card = read_card(text, commit)
+    return card, prediction(root, card)
 
 
 def add_cards(
@@ -230,8 +243,7 @@ def _blobs(root: Path) -> dict[tuple[str, str], tuple[str, str]]:
 def _contents(root: Path, blobs: Iterable[str]) -> dict[str, str]:
     "The text of blobs, in one call of git"
     asked = "\n".join(blobs).encode()
-    command = ["git", "-C", str(root), "cat-file", "--batch"]
-    out = subprocess.run(command, input=asked, capture_output=True, check=True).stdout
+    out = git_bytes(root, "cat-file", "--batch", given=asked) or b""
     found, at = {}, 0
     while at < len(out):
         end = out.index(b"\n", at)
@@ -254,19 +266,35 @@ def read_history(
     "The committed file, what git adds to it, and the tables as they are now; None where there is neither file nor git"
     path, history = root / FILE, History(root)
     if not path.exists() and not whole_git(root): return None
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else (): _take(history, json.loads(line))
+    for fact in _facts(path) if path.exists() else (): _take(history, fact)
     if whole_git(root):
         blobs = _blobs(root)
         texts = _contents(root, sorted({blob for _, blob in blobs}))
         for name, blob in blobs:
-            if name.endswith("runs.csv"): add_starts(history, texts[blob])
+            if name.endswith("runs.csv"): _add_old_starts(history, texts[blob])
         files = {}
         for (name, blob), when in blobs.items():
             if name.endswith(".yaml"): files.setdefault(name, []).append((*when, texts[blob]))
         add_cards(history, files)
         _first_pins(history, blobs, texts)
-    for table in sorted((root / "results").glob("*/runs.csv")): add_starts(history, table.read_text(encoding="utf-8"))
+    for table in sorted((root / "results").glob("*/runs.csv")):
+        try: add_starts(history, read_text(table))
+        except (AttributeError, TypeError, ValueError, csv.Error) as error:
+            raise error if isinstance(error, FileError) else FileError(f"{table}: {error}: restore it from git") from None
     return history
+
+
+def _facts(path: Path) -> list[list]:
+    "The lines of the file; refused in words where git or a person broke it"
+    text = read_text(path)
+    if line := conflict_line(text):
+        raise FileError(f"{path} holds git's conflict markers (line {line}): keep the lines of both sides, it only grows")
+    facts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try: facts.append(json.loads(line))
+        except ValueError as error:
+            raise FileError(f"{path}: line {number} is no JSON ({error}): restore it from git") from None
+    return facts
 
 
 def _first_pins(history: History, blobs: Mapping, texts: Mapping[str, str]) -> None:

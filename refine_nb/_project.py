@@ -8,9 +8,12 @@ class GitError(ValueError):
     "A git that is there and refuses to answer, in its own words"
 
 
-ANSWERS = ("not a git repository", "unknown revision", "bad revision", "bad object", "not a valid object name", "invalid object name",
-           "ambiguous argument", "does not have any commits", "does not exist in", "exists on disk, but not in",
-           "needed a single revision")  # "there is none" is an answer, not a failure
+PATIENCE = 120  # seconds that a call of git may take
+ANSWERS = (
+    "not a git repository", "unknown revision", "bad revision", "bad object", "not a valid object name",
+    "invalid object name", "ambiguous argument", "does not have any commits", "does not exist in",
+    "exists on disk, but not in", "does not exist (neither", "needed a single revision",
+)  # "there is none" is an answer, not a failure
 
 
 def find_root(
@@ -26,11 +29,23 @@ def git(
     *args: str,  # of a git command
 ) -> str | None:
     "What git says, or None where there is no git, no repository or no such thing in it; raises `GitError` where it fails"
+    said = git_bytes(root, *args)
+    return None if said is None else said.decode("utf-8", "replace").strip()
+
+
+def git_bytes(
+    root: Path,          # a folder
+    *args: str,          # of a git command
+    given: bytes = b"",  # what git reads
+) -> bytes | None:
+    "The same, to the byte"
     command = ["git", "-C", str(root), *args]
-    try: done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=os.environ | {"LC_ALL": "C"})
+    settings = dict(input=given, capture_output=True, timeout=PATIENCE, env=os.environ | {"LC_ALL": "C"})
+    try: done = subprocess.run(command, **settings)
     except OSError: return None
-    except subprocess.TimeoutExpired: raise GitError(f"git {args[0]} gave no answer within 30 s in {root}") from None
-    said = " ".join(done.stderr.split())
-    if done.returncode == 0: return done.stdout.strip()
+    except subprocess.TimeoutExpired:
+        raise GitError(f"git {args[0]} gave no answer within {PATIENCE} s in {root}") from None
+    said = " ".join(done.stderr.decode("utf-8", "replace").split())
+    if done.returncode == 0: return done.stdout
     if not said or any(answer in said.lower() for answer in ANSWERS): return None
     raise GitError(f"git in {root}: {said}")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .candidates import CandidateConfig, select
-from .trigram import eval_mode
+from .evaluation import eval_mode
 
 FORCED = ("masked", "weighted", "sampled")
 

@@ -65,7 +65,7 @@ class Side:
     "One experiment of one checkout, ready to be run"
 
     def __init__(self,
-        job: dict,  # see `verify.job_of`
+        job: dict,  # see `_verify_pairs.job_of`
     ):
         self.notebook, self.scratch, self.job = Path(job["notebook"]), Path(job["scratch"]), job
         self.cells = code_cells(self.notebook)

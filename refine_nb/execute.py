@@ -6,23 +6,25 @@
 __all__ = ['execute', 'cores', 'run_sweep', 'summary']
 
 # %% ../nbs/97_execute.ipynb #s20imp
+import json
 import os
 import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ._attempts import published, set_aside, whole
-from ._files import last_jsonl_row
+from ._files import last_jsonl_row, write_atomic
 from ._pool import local_engine
-from .cards import sweep_cards
+from .cards import card_facts, sweep_cards
 from .parameters import CLOCKS
-from .provenance import device_type
-from .sweep import Plan, SweepError, label, make_plan, published_record, show, uncommitted
+from .provenance import device_type, library_codes
+from .sweep import Plan, SweepError, make_plan, published_record, show, uncommitted
 from .tables import as_text, merge
 
 # %% ../nbs/97_execute.ipynb #s20drive1
@@ -33,19 +35,22 @@ class _Progress:
         plan: Plan,  # what is to be done
     ):
         self.plan, self.ended, self.stop = plan, set(), threading.Event()
-        self.bar = tqdm(total=len(plan.todo), desc=plan.sweep.name, bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-                        mininterval=0.2 if sys.stderr.isatty() else 30, file=sys.stderr)
+        words = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        pause = 0.2 if sys.stderr.isatty() else 30
+        self.bar = tqdm(total=len(plan.todo), desc=plan.sweep.name, bar_format=words, mininterval=pause, file=sys.stderr)
         self.thread = threading.Thread(target=self.watch, daemon=True)
 
     def at_work(self) -> list[tuple[float, str]]:
         "(share of steps done, words) of each run at work"
-        found = []
-        for id in self.plan.todo:
-            head = self.plan.head(id)
-            paths = [] if id in self.ended else sorted((self.plan.runs / ".attempts" / id).glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
-            row = last_jsonl_row(paths[-1]) if paths else {}
-            step, steps = row.get("step", 0), row.get("steps") or head["params"].get("steps")
-            if paths: found.append((min(1, step / steps) if steps else 0, f"{label(head['params'], list(self.plan.heads.values()))} {step}/{steps or '?'}"))
+        found, folder = [], self.plan.runs / ".attempts"
+        begun = {path.name for path in folder.iterdir()} if folder.exists() else set()
+        for id in [id for id in self.plan.todo if id in begun and id not in self.ended]:
+            paths = sorted((folder / id).glob("*/metrics.jsonl"), key=lambda p: p.stat().st_mtime)
+            if not paths: continue
+            row, asked = last_jsonl_row(paths[-1]), self.plan.head(id)["params"].get("steps")
+            step, steps = row.get("step", 0), row.get("steps") or asked
+            share = min(1, step / steps) if steps else 0
+            found.append((share, f"{self.plan.label(id)} {step}/{steps or '?'}"))
         return found
 
     def watch(self) -> None:
@@ -53,7 +58,8 @@ class _Progress:
         while not self.stop.wait(1):
             try: work = self.at_work()
             except OSError: continue  # an attempt was published or adopted while we looked
-            except Exception as error: return _print_line(f"the bar stands still ({type(error).__name__}: {error}); the runs go on")
+            except Exception as error:
+                return _print_line(f"the bar stands still ({type(error).__name__}: {error}); the runs go on")
             self.bar.n = len(self.ended) + sum(share for share, _ in work)
             self.bar.set_postfix_str("; ".join(words for _, words in work)[:70], refresh=False)
             if sys.stderr.isatty(): self.bar.refresh()
@@ -73,11 +79,11 @@ def _levels(
     plan: Plan,  # what is to be done
 ) -> Iterator[list[str]]:
     "Ids in groups: a group needs only runs of groups before it"
-    left = list(plan.todo)
+    left = dict.fromkeys(plan.todo)
     while left:
-        wave = [i for i in left if not set(plan.head(i)["needs"]) & set(left)]
+        wave = [i for i in left if not plan.head(i)["needs"].keys() & left.keys()]
         yield wave
-        left = [i for i in left if i not in wave]
+        for id in wave: del left[id]
 
 def _worker_spec(
     plan: Plan,  # what is to be done
@@ -86,8 +92,18 @@ def _worker_spec(
     "What a worker is handed"
     head = plan.head(id)
     asked = {k: head[k] for k in ("id", "key", "experiment", "params", "corpus", "notebook")}
-    asked |= {"needs": head["dependencies"], "code": plan.code(id)}
+    asked |= {"needs": head["dependencies"], "code": plan.code(id), "known": str(_known(plan))}
     return asked | {"root": str(plan.sweep.root), "runs": str(plan.runs)}
+
+def _known(plan: Plan) -> Path:
+    "A file with what kernels need not read again: the code of the library's files, and what the cards say"
+    path = plan.runs / ".known.json"
+    if not plan.known:
+        plan.known = True
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cards = card_facts(plan.sweep.root / "experiments" / "claims")
+        write_atomic(path, json.dumps({"library": library_codes(), "cards": cards}))
+    return path
 
 def _merge_published(
     plan: Plan,       # what is being done
@@ -108,13 +124,13 @@ def _outcome_line(
 ) -> str:
     "The line of a finished run"
     record = published(plan.runs / spec["id"]) or {}
-    metrics = {k: v for k, v in record.get("metrics", {}).items() if isinstance(v, (int, float)) and not k.endswith("_before")}
-    numbers = " ".join(f"{k}={v:.4g}" for k, v in list(metrics.items())[:3])
-    cost = f"{record['cpu_seconds']:.0f} CPU-s" if record else ""
-    why = text.strip().splitlines()[-1] if text.strip() else ""
+    metrics = {k: v for k, v in record.get("metrics", {}).items() if isinstance(v, (int, float))}
+    numbers = " ".join([f"{k}={v:.4g}" for k, v in metrics.items() if not k.endswith("_before")][:3])
+    cost = f"{record['cpu_seconds']:.0f} CPU-s" if record.get("cpu_seconds") is not None else ""
+    why = text.strip().splitlines()[-1][:500] if text.strip() else ""
     other = _differing(plan, spec["id"])
     row = f"{', '.join(other[:3])} not as in its row, which stays: other code or another processor" if other else ""
-    own = label(spec["params"], list(plan.heads.values()))
+    own = plan.label(spec["id"])
     return "  ".join(x for x in (f"{outcome:8}", spec["id"], own, numbers, cost, why, row) if x)
 
 def _differing(
@@ -129,9 +145,11 @@ def _differing(
 def _print_line(
     line: str,  # about a run that ended
 ) -> None:
-    "A line on stdout that leaves the bar whole"
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    "A line on stdout that leaves the bar whole; a reader who left (`| head`) costs no run"
+    try:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 # %% ../nbs/97_execute.ipynb #s20drive3
 def execute(
@@ -140,21 +158,59 @@ def execute(
     engine=local_engine,    # (specs, workers) → generator of (spec, outcome, text); Ctrl-C ends it with KeyboardInterrupt
 ) -> dict[str, str]:
     "Execute what is missing; id → outcome"
-    ended = {}
+    work = _Work(plan)
     with _Progress(plan) as progress:
+        work.progress = progress
         for wave in _levels(plan):
-            lost = {i: missing for i in wave if (missing := _missing_need(plan, i))}
-            for id, missing in lost.items(): _print_line(f"blocked   {id}  it builds on run {missing}, which left no result")
-            ended |= dict.fromkeys(lost, "blocked")
-            ready = [i for i in wave if i not in lost]
-            for id in ready: _archive_incomplete(plan, id)
-            with closing(engine([_worker_spec(plan, i) for i in ready], workers)) as ends:
-                for spec, outcome, text in ends:
-                    ended[spec["id"]] = outcome
-                    progress.ended.add(spec["id"])
-                    if outcome != "failed": _merge_published(plan, [spec["id"]])
-                    _print_line(_outcome_line(plan, spec, outcome, text))
-    return ended
+            specs = [spec for id in wave if (spec := work.prepare(id))]
+            with closing(engine(specs, workers)) as ends:
+                for spec, outcome, text in ends: work.note(spec, outcome, text)
+    work.merge_late()
+    return work.ended
+
+@dataclass
+class _Work:
+    "What the driver notes about runs; an error in that costs no run, and none of its neighbours"
+    plan: Plan
+    progress: object = None
+    ended: dict = field(default_factory=dict)  # id → outcome
+    late: list = field(default_factory=list)   # ids of published runs that are not in their table yet
+
+    def end(self, id: str, outcome: str, line: str) -> None:
+        "A run has ended"
+        self.ended[id] = outcome
+        if self.progress: self.progress.ended.add(id)
+        _print_line(line)
+
+    def prepare(self, id: str) -> dict | None:
+        "What a worker is handed; None where the run cannot be started"
+        try:
+            if missing := _missing_need(self.plan, id):
+                return self.end(id, "blocked", f"blocked   {id}  it builds on run {missing}, which left no result")
+            _archive_incomplete(self.plan, id)
+            return _worker_spec(self.plan, id)
+        except Exception as error:
+            return self.end(id, "failed", f"failed    {id}  it could not be started: {type(error).__name__}: {error}")
+
+    def note(self, spec: dict, outcome: str, text: str) -> None:
+        "Put a run that ended into its table, and say so"
+        id, trouble = spec["id"], ""
+        try:
+            if outcome != "failed": _merge_published(self.plan, [id])
+        except Exception as error:
+            self.late.append(id)
+            trouble = f"  (not in its table yet: {type(error).__name__}: {error})"
+        try: line = _outcome_line(self.plan, spec, outcome, text)
+        except Exception as error: line = f"{outcome:8}  {id}  ({type(error).__name__}: {error})"
+        self.end(id, outcome, line + trouble)
+
+    def merge_late(self) -> None:
+        "Try again what could not be written; the records are safe, so a table can be mended and written later"
+        if not self.late: return
+        try: _merge_published(self.plan, self.late)
+        except Exception as error:
+            raise SweepError(f"{len(self.late)} finished runs are not in their table: {error}. Their records are safe in "
+                             f"{self.plan.runs}: mend the table and give the same command again") from error
 
 def _missing_need(
     plan: Plan,    # what is being done
@@ -186,10 +242,11 @@ def run_sweep(
     where: Mapping[str, object] | None = None,  # parameters that a run must have to be executed now
 ) -> dict[str, str]:
     "Run what a sweep file wants and is missing; returns id → outcome of what was executed"
-    if os.environ.get("REFINE_NB_DATA"): os.environ["REFINE_NB_DATA"] = str(Path(os.environ["REFINE_NB_DATA"]).resolve())
+    data = os.environ.get("REFINE_NB_DATA")
+    if data: os.environ["REFINE_NB_DATA"] = str(Path(data).resolve())
     if workers is not None and workers < 1: raise SweepError(f"--workers {workers}: at least 1")
     plan = make_plan(path, runs, results, refresh, where)
-    print(show(plan), flush=True)
+    _print_line(show(plan))
     if dry_run: return {}
     if plan.recorded and plan.todo and (changed := uncommitted(plan.sweep.root)):
         raise SweepError(f"{', '.join(changed[:3])} differ from the last commit, and a row is a fact about a commit: "
@@ -197,9 +254,10 @@ def run_sweep(
     _merge_published(plan, [*plan.heads, *plan.others])
     try: ended = execute(plan, workers or (1 if device_type() == "cuda" else cores())) if plan.todo else {}
     except KeyboardInterrupt:
-        print("\ninterrupted: finished runs are safe; unfinished ones go on from their last checkpoint, or from the start where there is none.\nGive the same command again to go on.", flush=True)
+        print("\ninterrupted: finished runs are safe; unfinished ones go on from their last checkpoint, "
+              "or from the start where there is none.\nGive the same command again to go on.", flush=True)
         raise
-    print(summary(plan, ended), flush=True)
+    _print_line(summary(plan, ended))
     return ended
 
 def summary(
@@ -212,7 +270,8 @@ def summary(
     lines = [f"{plan.sweep.name}: {said}"]
     table = plan.results / plan.sweep.name / "runs.csv"
     lines[0] += f"; table in {_short(plan, table)}" if table.exists() else "; no result yet, so no table"
-    lines += [f"  failed: {_short(plan, plan.runs / '.failed' / i / 'traceback.txt')}" for i, o in ended.items() if o == "failed"]
+    kept = [plan.runs / ".failed" / i / "traceback.txt" for i, o in ended.items() if o == "failed"]
+    lines += [f"  failed: {_short(plan, path)}" for path in kept if path.exists()]
     return "\n".join(lines)
 
 def _short(plan: Plan, path: Path) -> Path:

@@ -8,17 +8,15 @@ __all__ = ['PRESETS', 'PRECISIONS', 'GPTConfig', 'Linear', 'set_precision', 'Att
 
 # %% ../nbs/06_gpt.ipynb #4336ddfb
 import math
-from dataclasses import asdict, dataclass, replace
-
 import torch
 import torch.nn.functional as F
+from dataclasses import asdict, dataclass, replace
 from einops import rearrange
 from fastcore.basics import patch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-
-from ._cache import KVCache
-from .trigram import eval_mode
+from ._attention import Cache, LargestLogit, Rows, honoured
+from .evaluation import eval_mode
 
 # %% ../nbs/06_gpt.ipynb #b29f3ed8
 @dataclass(frozen=True)
@@ -60,14 +58,19 @@ PRESETS = {
 
 # %% ../nbs/06_gpt.ipynb #b3fb40ee
 class Linear(nn.Linear):
-    "A linear map without bias: fp32 weights, multiplied in `compute_dtype`"
+    "A linear map without bias: weights in fp32 are multiplied in `compute_dtype`, others in their own type"
 
     compute_dtype = torch.float32
 
     def __init__(self, n_in: int, n_out: int): super().__init__(n_in, n_out, bias=False)
 
-    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:  # in compute_dtype
-        return F.linear(x.to(self.compute_dtype), self.weight.to(self.compute_dtype))
+    @property
+    def dtype(self) -> torch.dtype:
+        "What this map multiplies in"
+        return self.compute_dtype if self.weight.dtype == torch.float32 else self.weight.dtype
+
+    def forward(self, x: Float[Tensor, "*b i"]) -> Float[Tensor, "*b o"]:  # in dtype
+        return F.linear(x.to(self.dtype), self.weight.to(self.dtype))
 
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -86,26 +89,29 @@ def set_precision(
 class Attention(nn.Module):
     "Causal multi-head attention with separate, bias-free query and key maps"
 
+    observer = None  # is shown the logits of every pass with gradients
+
     def __init__(self, cfg: GPTConfig):
         super().__init__()
         self.n_heads = cfg.n_heads
         self.q, self.k, self.v, self.out = (Linear(cfg.width, cfg.width) for _ in range(4))
 
     def heads(self, x: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b h t k"], ...]:
-        "Queries, keys and values, in fp32"
-        dtype = self.q.compute_dtype
-        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).to(dtype)
-        parts = F.linear(x.to(dtype), weight).float().split(x.shape[-1], -1)
+        "Queries, keys and values, in the type of x"
+        weight = torch.cat([self.q.weight, self.k.weight, self.v.weight]).to(self.q.dtype)
+        parts = F.linear(x.to(self.q.dtype), weight).to(x.dtype).split(x.shape[-1], -1)
         return tuple(rearrange(z, "b t (h k) -> b h t k", h=self.n_heads) for z in parts)
 
     def forward(
         self,
         x: Float[Tensor, "b t d"],
-        layer: int = 0,  # which layer of the cache this is
-        cache: KVCache | None = None,  # what was read before
-    ) -> Float[Tensor, "b t d"]:
+        slot: int = 0,  # which application of a block this is, for the cache
+        cache: Cache | None = None,  # what a position may look at; none: what stands before it
+        asking: Float[Tensor, "b u d"] | None = None,  # the positions that look; none: all
+    ) -> Float[Tensor, "b u d"]:
         q, k, v = self.heads(x)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True) if cache is None else cache.attend(layer, q, k, v)
+        if asking is not None: q = self.heads(asking)[0]
+        y = (cache or Cache()).attend(slot, q, k, v, self.observer if torch.is_grad_enabled() else None)
         return self.out(rearrange(y, "b h t k -> b t (h k)"))
 
 
@@ -119,8 +125,16 @@ class Block(nn.Module):
         self.up, self.down = Linear(cfg.width, 4 * cfg.width), Linear(4 * cfg.width, cfg.width)
         self.dropout = cfg.dropout
 
-    def forward(self, x: Float[Tensor, "b t d"], layer: int = 0, cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        x = x + self.drop(self.attention(self.norm1(x), layer, cache))
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        slot: int = 0,  # which application of a block this is, for the cache
+        cache: Cache | None = None,
+        last: bool = False,  # only the last position is asked
+    ) -> Float[Tensor, "b u d"]:
+        before = self.norm1(x)
+        if last: x = x[:, -1:]
+        x = x + self.drop(self.attention(before, slot, cache, self.norm1(x) if last else None))
         return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
     def drop(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t d"]:
@@ -143,14 +157,18 @@ class NGramEmbedding(nn.Module):
     def forward(
         self,
         ids: Int[Tensor, "b t"],  # characters to embed
-        before: Int[Tensor, "b s"] | None = None,  # characters read earlier, if any
+        cache: Cache | None = None,  # knows what stands before each of them; none: the ids of its row
     ) -> Float[Tensor, "b t d"]:
         n, symbols, _ = self.tables.shape
-        seen = ids if before is None else torch.cat([before[:, -(n - 1) :] if n > 1 else before[:, :0], ids], 1)
-        seen = F.pad(seen, (n - 1, 0), value=symbols - 1)
-        t = ids.shape[1]
-        lags = [F.embedding(seen[:, seen.shape[1] - t - lag : seen.shape[1] - lag], self.tables[lag]) for lag in range(n)]
-        return self.out(F.gelu(sum(lags)))
+        seen = _begun(ids, cache).lagged(n)
+        seen = seen.masked_fill(seen < 0, symbols - 1)
+        return self.out(F.gelu(sum(F.embedding(seen[..., lag], self.tables[lag]) for lag in range(n))))
+
+
+def _begun(ids, cache):
+    "The cache of a pass; where there is none, one that reads these ids and keeps nothing"
+    if cache is None: (cache := Cache()).begin(ids)
+    return cache
 
 # %% ../nbs/06_gpt.ipynb #c48050c8
 def init_weights(module: nn.Module, n_layers: int) -> None:
@@ -174,28 +192,31 @@ class ContextualGPT(nn.Module):
         self.ngram = NGramEmbedding(cfg.ngram, cfg.n_symbols, cfg.width) if cfg.ngram else None  # last: the rest starts equal without it
         if self.ngram is not None: init_weights(self.ngram, cfg.n_layers)
 
-    def embed(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
+    def embed(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b t d"]:
         "Token + position (+ n-gram) embeddings"
-        start = cache.length if cache is not None else 0
-        if start + ids.shape[1] > self.cfg.context:
-            raise ValueError(f"{start} + {ids.shape[1]} characters do not fit a context of {self.cfg.context}: shorten the window, or use `sample`, which moves it")
+        cache = _begun(ids, cache)
         try: x = self.token(ids)
         except IndexError:
             raise ValueError(f"ids {ids.min().item()} … {ids.max().item()} are not all among the model's {self.cfg.n_symbols} symbols: "
                              "build it on the text's vocabulary") from None
-        x = x + self.position.weight[start : start + ids.shape[1]]
-        if self.ngram is not None: x = x + self.ngram(ids, cache.ids if cache is not None else None)
+        x = cache.place(x, self.position)
+        if self.ngram is not None: x = x + self.ngram(ids, cache)
         return F.dropout(x, self.cfg.dropout, self.training) if self.cfg.dropout else x
 
-    def hidden(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t d"]:
-        "The normalised last layer, from which the head reads"
-        if cache is not None: cache.read(ids)
+    def hidden(
+        self,
+        ids: Int[Tensor, "b t"],
+        cache: Cache | None = None,  # what a position may look at; none: what stands before it
+        last: bool = False,  # only the last position
+    ) -> Float[Tensor, "b u d"]:
+        "The normalised last layer, from which the head reads: the only place that walks the blocks"
+        if cache is not None: cache.begin(ids)
         x = self.embed(ids, cache)
-        for layer, block in enumerate(self.blocks): x = block(x, layer, cache)
-        if cache is not None: cache.advance(ids.shape[1])
+        for slot, block in enumerate(self.blocks): x = block(x, slot, cache, last and slot + 1 == len(self.blocks))
+        if cache is not None: cache.end()
         return self.norm(x)
 
-    def forward(self, ids: Int[Tensor, "b t"], cache: KVCache | None = None) -> Float[Tensor, "b t v"]:
+    def forward(self, ids: Int[Tensor, "b t"], cache: Cache | None = None) -> Float[Tensor, "b t v"]:
         "Logits of the next character at every position"
         return self.head(self.hidden(ids, cache))
 
@@ -203,9 +224,14 @@ class ContextualGPT(nn.Module):
         "Log-probabilities of the next character at every position, in nats"
         return self(ids).log_softmax(-1)
 
-    def new_cache(self, rows: int, room: int = 0) -> KVCache:  # sequences side by side; positions to reserve
+    @property
+    def slots(self) -> int:
+        "Applications of a block in one pass: each has keys and values of its own"
+        return len(self.blocks)
+
+    def new_cache(self, rows: int, room: int = 0) -> Rows:  # texts side by side; positions to reserve
         "An empty cache for this model"
-        return KVCache(self.cfg.n_layers, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads, rows, room or self.cfg.context, self.position.weight)
+        return Rows(self.slots, self.cfg.n_heads, self.cfg.width // self.cfg.n_heads, rows, room or self.cfg.context, self.position.weight)
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -219,8 +245,11 @@ def choose(
     top_k: int | None = None,  # choose among the k likeliest only
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "b"]:
-    "Draw one character per row; raises `ValueError` for a negative temperature"
+    "Draw one character per row; raises `ValueError` for a negative temperature and for logits that are no numbers"
     if not temperature >= 0: raise ValueError(f"temperature is {temperature}, must not be negative (0 is the likeliest)")
+    best = logits.amax(-1)
+    if not best.isfinite().all():
+        raise ValueError(f"the largest logit of a row is {best[~best.isfinite()][0].item()}: nothing can be drawn; did the model's training diverge?")
     if temperature == 0: return logits.argmax(-1)
     if temperature < 1e-3: logits = logits - logits.amax(-1, keepdim=True)  # or the quotient overflows
     logits = logits / temperature
@@ -233,13 +262,16 @@ def choose(
 def read_prompts(
     model: ContextualGPT,
     prompt: Int[Tensor, "p s"],
-    cache: KVCache,  # empty, one row per prompt
+    cache: Rows,  # empty, one row per prompt
     tokens: int = 2048,  # at a time: what keeps a layer's activations in a processor's own cache
 ) -> Float[Tensor, "p v"]:  # logits after each prompt
     "Encode prompts a few rows at a time"
     p, s = prompt.shape
-    step = p if prompt.is_cuda else max(1, tokens // s)
-    logits = [model.head(model.hidden(prompt[i : i + step], cache.part(i, min(i + step, p)))[:, -1]) for i in range(0, p, step)]
+    step, logits = p if prompt.is_cuda else max(1, tokens // s), []
+    for i in range(0, p, step):
+        part = cache.part(i, min(i + step, p))
+        logits.append(model.head(model.hidden(prompt[i : i + step], part, last=True)[:, 0]))
+        honoured(model, part, s)
     cache.advance(s)
     return torch.cat(logits)
 
@@ -254,6 +286,9 @@ def sample(
     generator: torch.Generator | None = None,  # for repeatable draws
 ) -> Int[Tensor, "p g t"]:  # prompt and continuation
     "Continue every prompt g times; raises `ValueError` for an empty prompt or settings that make no sense"
+    if not isinstance(prompt, Tensor) or prompt.ndim != 2 or prompt.is_floating_point():
+        shown = f"a tensor of shape {tuple(prompt.shape)} of {prompt.dtype}" if isinstance(prompt, Tensor) else repr(prompt)
+        raise ValueError(f"prompts are ids (p, s), not {shown}: give vocab.encode(text)[None] for one text")
     if min(*prompt.shape, n, g) < 1: raise ValueError(f"{prompt.shape[0]} prompts of {prompt.shape[1]}, {n} new characters, {g} samples: all need at least one")
     if not temperature >= 0 or (top_k is not None and top_k < 1): raise ValueError(f"temperature {temperature} must not be negative and top_k {top_k} must be at least 1")
     with eval_mode(model), torch.inference_mode(): out = _sample(model, prompt, n, g, temperature, top_k, generator)
@@ -279,18 +314,16 @@ def _sample(model, prompt, n, g, temperature, top_k, generator):
 
 # %% ../nbs/06_gpt.ipynb #690a5af3
 @patch
-@torch.no_grad()
 def attention_logit_max(
     self: ContextualGPT,
     ids: Int[Tensor, "b t"],
 ) -> Float[Tensor, "l h"]:
-    "The largest causal attention logit q·k/√k of each layer and head, without dropout"
-    future, out = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).triu(1), []
-    with eval_mode(self):
-        x = self.embed(ids)
-        for block in self.blocks:
-            q, k, _ = block.attention.heads(block.norm1(x))
-            logits = q @ k.mT / math.sqrt(q.shape[-1])
-            out.append(logits.masked_fill(future, -torch.inf).amax((0, 2, 3)))
-            x = block(x)
-    return torch.stack(out)
+    "The largest attention logit q·k/√k of each layer and head, over all its applications, without dropout"
+    attentions = [m for m in self.modules() if isinstance(m, Attention)]
+    others = [m.observer for m in attentions]
+    for m in attentions: m.observer = LargestLogit()
+    try:
+        with eval_mode(self), torch.enable_grad(): self.hidden(ids)  # an observer sees passes with gradients
+        return torch.stack([m.observer.value for m in attentions])
+    finally:
+        for m, other in zip(attentions, others): m.observer = other

@@ -10,18 +10,15 @@ __all__ = ['QUINTIC', 'PRESETS', 'newton_schulz', 'grokfast', 'muon_update', 'Lo
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
-from torch.overrides import TorchFunctionMode
 
+from ._attention import LargestLogit
 from ._errors import unknown_name
 from .gpt import Attention, ContextualGPT
 
@@ -71,75 +68,23 @@ def muon_update(
     return (u.float().mul_(scale) for u in newton_schulz(ahead))
 
 # %% ../nbs/19_mugrokfast.ipynb #mg4
-class _Looking(TorchFunctionMode):
-    "Shows the logits of every softmax of attention that is taken meanwhile"
-
-    def __init__(self, show: Callable):
-        super().__init__()
-        self.show = show
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention: self.show(_visible_logits(*args, **kwargs or {}))
-        elif func is Tensor.softmax: self.show(args[0].detach())
-        return func(*args, **kwargs or {})
-
-
-@torch.no_grad()
-def _visible_logits(
-    q: Float[Tensor, "b h t k"],
-    k: Float[Tensor, "b h s k"],
-    v: Float[Tensor, "b h s k"],  # of no account
-    attn_mask: Tensor | None = None,  # what is visible (Boolean), or what is added
-    is_causal: bool = False,
-) -> Float[Tensor, "b h t s"]:
-    "What `F.scaled_dot_product_attention` takes the softmax of"
-    logits = q @ k.mT / math.sqrt(q.shape[-1])
-    if is_causal: attn_mask = logits.new_ones(logits.shape[-2:], dtype=torch.bool).tril()
-    if attn_mask is None: return logits
-    return logits.masked_fill_(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else logits + attn_mask
-
-
-class _OwnHook:
-    "A hook of one model: in a deep copy, or in a model that was pickled, it does nothing"
-
-    def __init__(self, call: Callable | None = None): self.call = call
-
-    def __call__(self, *args): return self.call(*args) if self.call else None
-
-    def __deepcopy__(self, memo) -> "_OwnHook": return _OwnHook()
-
-    def __reduce__(self): return _OwnHook, ()
-
-
 class LogitWatch:
-    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`: plain ones, trunks and branches; it stays on the model, so make one for each; raises `ValueError` for a model without attention"
+    "The largest visible attention logit of every head, over the passes with gradients since the last `reset`; it stays on the model, and not on its copies; raises `ValueError` for a model without attention"
 
     def __init__(self, model: nn.Module):
         self.attentions = [m for m in model.modules() if isinstance(m, Attention)]
         if not self.attentions: raise ValueError(f"a {type(model).__name__} has no attention whose logits could be clipped: use qk_clip_threshold=0")
-        for i, attention in enumerate(self.attentions):
-            attention.register_forward_pre_hook(_OwnHook(lambda module, args, i=i: self.begin(i, module)))
-            attention.register_forward_hook(_OwnHook(lambda module, args, out: self.end()), always_call=True)
-        self.looking = ExitStack()
-        self.reset()
+        self.observers = [LargestLogit(m.observer) for m in self.attentions]
+        for attention, observer in zip(self.attentions, self.observers): attention.observer = observer
 
-    def begin(self, i: int, attention: Attention) -> None:
-        "Look on, unless this is a copy of the model, which is only judged"
-        if attention is not self.attentions[i] or not torch.is_grad_enabled(): return
-        self.looking.enter_context(_Looking(partial(self.see, i)))
-
-    def end(self) -> None:
-        "Look away"
-        self.looking.close()
+    @property
+    def largest(self) -> list[Float[Tensor, "h"] | None]:
+        "What was seen of each attention module"
+        return [observer.value for observer in self.observers]
 
     def reset(self) -> None:
         "Forget what was seen"
-        self.largest = [None] * len(self.attentions)
-
-    def see(self, i: int, logits: Float[Tensor, "b h *n"]) -> None:
-        "Keep the maximum by head"
-        most = logits.amax([d for d in range(logits.ndim) if d != 1])
-        self.largest[i] = most if self.largest[i] is None else torch.maximum(self.largest[i], most)
+        for observer in self.observers: observer.value = None
 
 
 @torch.no_grad()

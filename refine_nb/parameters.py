@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IDENTITY', 'TAIL', 'CLOCKS', 'ParameterError', 'Parameters', 'code_cells', 'parse_cell', 'read_parameters', 'resolve',
-           'from_text', 'strict_yaml']
+           'from_text', 'strict_yaml', 'read_yaml']
 
 # %% ../nbs/90_parameters.ipynb #p9003
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 import yaml
 
 from ._errors import unknown_name
-from ._files import conflict_line
+from ._files import FileError, conflict_line, read_text
 
 # %% ../nbs/90_parameters.ipynb #p9008
 class ParameterError(ValueError):
@@ -50,12 +50,16 @@ def code_cells(
     notebook: str | Path,  # a notebook file
 ) -> list[tuple[str, set[str]]]:
     "(source, tags) of every code cell; raises `ParameterError` for a file that is no notebook"
-    name, text = Path(notebook).name, Path(notebook).read_text(encoding="utf-8")
-    if line := conflict_line(text): raise ParameterError(f"{name} holds git's conflict markers (line {line}): take either side of it")
-    try: cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+    name = Path(notebook).name
+    try: text = read_text(Path(notebook))
+    except FileError as error: raise ParameterError(str(error)) from None
+    if line := conflict_line(text):
+        raise ParameterError(f"{name} holds git's conflict markers (line {line}): take either side of it")
+    try:
+        cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        return [("".join(c["source"]), set(c.get("metadata", {}).get("tags", []))) for c in cells]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ParameterError(f"{name} is no notebook that can be read ({error}): restore it from git") from None
-    return [("".join(c["source"]), set(c["metadata"].get("tags", []))) for c in cells]
 
 def _hint(node: ast.expr) -> type | None:
     "The type an annotation names; `int | None` counts as int"
@@ -139,10 +143,21 @@ def from_text(
     return int(text.removesuffix(".0")) if kind is int else kind(text)
 
 # %% ../nbs/90_parameters.ipynb #p9023
-class _Loader(yaml.SafeLoader):
-    "YAML in which 1e-3 is a number and a key stands once"
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    "YAML in which 1e-3 is a number, 010, 1:30 and 2030-01-01 are texts, and a key stands once"
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_NUMBERS = {
+    "int": r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$",
+    "float": r"[-+]?(([0-9][0-9_]*)?\.[0-9_]+|[0-9][0-9_]*\.)([eE][-+]?[0-9]+)?$|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"
+             r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$",
+}  # as Python writes them
+
+_REPLACED = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag not in _REPLACED]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+for _kind, _pattern in _NUMBERS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(_pattern), list("-+.0123456789"))
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     "A mapping, refused where a key stands twice"
@@ -157,6 +172,17 @@ def strict_yaml(
     text: str,   # YAML
     where: str,  # the file it comes from
 ) -> object:
-    "What YAML says, without its two traps"
+    "What YAML says, without its traps"
+    if line := conflict_line(text):
+        raise ParameterError(f"{where} holds git's conflict markers (line {line}): take either side of it")
     try: return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ParameterError) as error: raise ParameterError(f"{where}: {error}") from None
+    except (yaml.YAMLError, ParameterError, ValueError, RecursionError) as error:
+        raise ParameterError(f"{where}: {' '.join(str(error).split())}") from None
+
+def read_yaml(
+    path: Path,  # a YAML file
+) -> dict:
+    "A YAML mapping, read strictly"
+    data = strict_yaml(read_text(path), str(path))
+    if not isinstance(data, dict): raise ParameterError(f"{path}: a mapping is expected, not {type(data).__name__}")
+    return data

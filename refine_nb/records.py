@@ -19,16 +19,16 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from refine_nb._attempts import (
-    REQUEST, adopt, first_start, hold, let_go, new_attempt, publish, published, set_aside, held_attempts,
+    REQUEST, adopt, first_start, held_attempts, hold, let_go, new_attempt, publish, published, read_record, set_aside,
 )
 from ._errors import unknown_name
 from ._files import fsync_tree, jsonable, read_jsonl, write_atomic
 from ._project import find_root
 from .cards import card_hashes
 from refine_nb.parameters import (
-    IDENTITY, TAIL, ParameterError, Parameters, code_cells, parse_cell, read_parameters, resolve,
+    IDENTITY, TAIL, ParameterError, Parameters, parse_cell, read_parameters, resolve,
 )
-from .provenance import PACKAGE, code_hash, identify, provenance
+from .provenance import PACKAGE, cell_codes, code_hash, identify, library_codes, provenance, source_code
 from .statistics import bootstrap_interval
 
 # %% ../nbs/93_records.ipynb #p9313
@@ -51,15 +51,14 @@ def _edited_since_import() -> bool:
     loaded = [m for name, m in list(sys.modules.items()) if name.partition(".")[0] == PACKAGE.name]
     return any(Path(m.__file__).stat().st_mtime > _IMPORTED for m in loaded if getattr(m, "__file__", None))
 
-def _as_saved(notebook: Path) -> bool:
-    "Whether the code cells in the file, up to the one that is running, are the ones that ran in this kernel, in order"
-    shell = _shell()
-    if shell is None: return False
-    ran = [s.strip() for s in shell.history_manager.input_hist_raw if s.strip()]
-    saved = [s.strip() for s, tags in code_cells(notebook) if not tags & {"parameters", "report"} and s.strip()]
+def _as_saved(
+    saved: list[str],  # from `cell_codes`
+) -> bool:
+    "Whether the cells in the file, up to the one that is running, are the ones that ran in this kernel, in order"
+    ran = [code for code in map(source_code, _history()) if code]
     if not ran or ran[-1] not in saved: return False
     rest = iter(ran)
-    return all(source in rest for source in saved[:saved.index(ran[-1]) + 1])
+    return all(code in rest for code in saved[:saved.index(ran[-1]) + 1])
 
 # %% ../nbs/93_records.ipynb #p9315
 def start_run(
@@ -72,26 +71,56 @@ def start_run(
     "Open the record of this run; in a sweep, refuse to go on unless the live parameters are the requested ones"
     request = json.loads(Path(os.environ[REQUEST]).read_text(encoding="utf-8")) if REQUEST in os.environ else None
     notebook = Path(request["notebook"]) if request else find_notebook(experiment, root)
+    _check_name(experiment, notebook)
     spec, runs = read_parameters(notebook), Path(request["runs"]) if request else notebook.parent.parent / "runs"
-    _check_injected(spec)
-    if presets is not None and presets != spec.presets: raise ParameterError("PRESETS in this kernel are not those in the file: save the notebook, restart the kernel")
-    if ("corpus" in spec.types) != (corpus is not None): raise ParameterError("an experiment with a parameter `corpus` hands the loaded corpus to start_run, and only such a one")
+    _check_given(spec, corpus, presets)
     live = _live_values(spec, params)
     head = identify(experiment, resolve(spec, live), corpus, runs, request["needs"] if request else {})
+    known = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
+    library_codes(known=known.get("library", {}))
+    head["code"] = code_hash(notebook)
     if request: head = _check_request(head, request)
     for old in [] if request else held_attempts(head["id"]): let_go(old)  # the cell was run again
     folder = Path(os.environ[REQUEST]).parent if request else new_attempt(runs, head["id"])
     if request: hold(folder)
-    cards = card_hashes(notebook.parent / "claims")
+    cards = card_hashes(notebook.parent / "claims", known.get("cards", {}))
     head |= provenance(notebook.parent.parent) | {"cards": cards, "as_saved": not _edited_since_import()}
-    head["code"] = code_hash(notebook)
     run = Run(head, folder, notebook, lambda: _live_values(spec, params) == live, bool(request))
     _watch(run)
     return run
 
+def _check_name(experiment: str, notebook: Path) -> None:
+    "Refuse a copy of a notebook that still gives the name of the original"
+    mine = _session_notebook(notebook.parent) if REQUEST not in os.environ else notebook
+    if mine is None or mine.stem == experiment: return
+    raise ParameterError(f"{mine.name} calls start_run({experiment!r}), perhaps as a copy: "
+                         f"its rows would count as those of {experiment}; write start_run({mine.stem!r}, …)")
+
+def _session_notebook(experiments: Path) -> Path | None:
+    "The notebook of this folder that JupyterLab runs in this kernel; None where that is not known"
+    path = Path(os.environ.get("JPY_SESSION_NAME", ""))
+    there = experiments / path.name
+    if path.suffix != ".ipynb" or not there.exists(): return None
+    if path.is_absolute() and path.resolve() != there.resolve(): return None
+    ran = [code for code in map(source_code, _history()) if code]
+    return there if ran and ran[-1] in cell_codes(there) else None
+
+def _check_given(spec: Parameters, corpus, presets: dict | None) -> None:
+    "Refuse parameters, presets and a corpus that are not what the file declares"
+    _check_injected(spec)
+    if presets is not None and presets != spec.presets:
+        raise ParameterError("PRESETS in this kernel are not those in the file: save the notebook, restart the kernel")
+    if ("corpus" in spec.types) != (corpus is not None):
+        raise ParameterError("an experiment with a parameter `corpus` hands the loaded corpus to start_run, "
+                             "and only such a one")
+
 def _shell():
     "The IPython shell that runs this code, or None"
     return sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+
+def _history() -> list[str]:
+    "The cells that ran in this kernel, as text"
+    return _shell().history_manager.input_hist_raw if _shell() else []
 
 def _watch(run: "Run") -> None:
     "In a notebook, publish a divergence from whichever cell it stops"
@@ -103,9 +132,9 @@ def _watch(run: "Run") -> None:
 def _check_injected(
     spec: Parameters,  # what the parameters cell declares
 ) -> None:
-    "Refuse what papermill injected under a name that nobody declared; by itself it only warns, and runs with the default"
-    cells = _shell().history_manager.input_hist_raw if _shell() else []
-    given = [t.id for source in cells if source.startswith("# Parameters\n") for node in parse_cell(source).body if isinstance(node, ast.Assign) for t in node.targets]
+    "Refuse what papermill injected under a name that nobody declared; by itself it only warns"
+    nodes = [node for source in _history() if source.startswith("# Parameters\n") for node in parse_cell(source).body]
+    given = [t.id for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
     for name in given:
         if name not in spec.types: raise ParameterError(unknown_name("parameter", name, spec.types))
 
@@ -115,7 +144,9 @@ def _live_values(
 ) -> dict:
     "The declared parameters among the live variables"
     missing = [n for n in spec.types if n not in params]
-    if missing: raise ParameterError(f"start_run was not given {', '.join(missing)}: hand over globals(), or a dict with every parameter")
+    if missing:
+        raise ParameterError(f"start_run was not given {', '.join(missing)}: "
+                             "hand over globals(), or a dict with every parameter")
     return {n: params[n] for n in spec.types}
 
 def _check_request(
@@ -123,11 +154,15 @@ def _check_request(
     request: dict,  # what the sweep asked for
 ) -> dict:
     "The head under the id that the sweep knows; anything but what was asked is refused, naming the difference"
-    wrong = [f"{n}: asked {v!r}, the notebook has {head['params'].get(n)!r}" for n, v in request["params"].items() if head["params"].get(n) != v]
-    if wrong: raise ParameterError("the notebook does not run what the sweep asked (is the tag `parameters` lost, or a parameter assigned again?): " + "; ".join(wrong))
-    if head["corpus"] != request["corpus"]: raise ParameterError(f"the sweep read the corpus {request['corpus']}, the notebook {head['corpus']}")
-    if head["key"] != request["key"]:
-        raise ParameterError("the notebook was changed after the sweep was planned: start the sweep again")
+    has, asked = head["params"], request["params"]
+    wrong = [f"{n}: asked {v!r}, the notebook has {has.get(n)!r}" for n, v in asked.items() if has.get(n) != v]
+    if wrong:
+        raise ParameterError("the notebook does not run what the sweep asked (is the tag `parameters` lost, "
+                             "or a parameter assigned again?): " + "; ".join(wrong))
+    if head["corpus"] != request["corpus"]:
+        raise ParameterError(f"the sweep read the corpus {request['corpus']}, the notebook {head['corpus']}")
+    if head["key"] != request["key"] or head["code"] != request.get("code", head["code"]):
+        raise ParameterError("the code was changed after the sweep was planned: start the sweep again")
     return head | {"id": request["id"]}
 
 # %% ../nbs/93_records.ipynb #p9317
@@ -142,6 +177,7 @@ class Run:
         in_sweep: bool,    # whether a sweep's worker publishes
     ):
         self.dir, self.notebook, self.unchanged, self.in_sweep = folder, notebook, unchanged, in_sweep
+        self.saved = cell_codes(notebook) if in_sweep else None  # what a sweep runs is what the file holds at the start
         self.params, self.status, self.runs = head["params"], "running", folder.parents[2]
         self.wall, self.cpu = time.monotonic(), time.process_time()
         self.adopted, self.last = adopt(folder, code=head.get("code")), {}
@@ -163,10 +199,13 @@ class Run:
     ) -> Path:
         "The folder of the run that a parameter names; raises `ValueError` where there is none or it was asked for something else"
         folder = self.runs / str(self.params[name]).removeprefix("run:")
-        if not str(self.params[name]).startswith("run:") or not (folder / "run.json").exists(): raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; in a sweep file {{sweep: NAME, where: {{parameter: value}}}}")
+        record = read_record(folder / "run.json")
+        if not str(self.params[name]).startswith("run:") or record is None:
+            raise ValueError(f"{name} is {self.params[name]!r}, needs run:ID of a run in {self.runs}; "
+                             "in a sweep file {sweep: NAME, where: {parameter: value}}")
         asked = {k: self.params[k] for k in same} | fields
-        record = json.loads((folder / "run.json").read_text())
-        if record["status"] != "ok": raise ValueError(f"{name} {self.params[name]} is a run that {record['status']}: {record.get('error')}")
+        if record["status"] != "ok":
+            raise ValueError(f"{name} {self.params[name]} is a run that {record['status']}: {record.get('error')}")
         there = record["params"]
         other = [f"{k} is {there.get(k)!r} there, {v!r} is needed" for k, v in asked.items() if there.get(k) != v]
         if other: raise ValueError(f"{name} {self.params[name]} does not go with this run: {'; '.join(other)}")
@@ -231,7 +270,8 @@ def finish(self: Run,
 ) -> Path:
     "Close the record and publish it; returns its folder"
     if self.status != "running": raise RuntimeError(f"this run is {self.status} already: start_run opens a new one")
-    if not self.unchanged(): raise ParameterError("a parameter was assigned again after start_run: derive a new variable instead")
+    if not self.unchanged():
+        raise ParameterError("a parameter was assigned again after start_run: derive a new variable instead")
     for name in totals:
         if name not in _TOTALS: raise TypeError(unknown_name("total", name, _TOTALS))
     metrics, windows = dict(metrics), {name: [float(v) for v in values] for name, values in (windows or {}).items()}
@@ -239,7 +279,8 @@ def finish(self: Run,
         mean, low, high, n = bootstrap_interval(values)
         metrics |= {name: metrics.get(name, mean), f"{name}_low": low, f"{name}_high": high, f"{name}_windows": n}
     taken = set(metrics) & {*self.params, *IDENTITY, *TAIL}
-    if taken: raise ValueError(f"a metric may not be called {', '.join(sorted(taken))}: the table has such a column already")
+    if taken:
+        raise ValueError(f"a metric may not be called {', '.join(sorted(taken))}: the table has such a column already")
     if windows: write_windows(self.dir / WINDOWS, windows)
     return self._close(metrics, totals, "ok", deterministic, None)
 
@@ -248,9 +289,12 @@ def _close(self: Run, metrics: dict, totals: dict, status: str, deterministic: b
     "Write the record last; outside a sweep, publish"
     metrics = jsonable(metrics)
     totals = {field: totals.get(field, self.last.get(name)) for field, name in _TOTALS.items()}
-    files = sorted(str(p.relative_to(self.dir)) for p in self.dir.rglob("*") if p.is_file() and p.relative_to(self.dir).parts[0] not in _RECORD_FILES)
-    record = self.head | {"status": status, "error": error, "non_finite": metrics.pop("non_finite", []), "metrics": metrics, "deterministic": deterministic}
-    record |= totals | self._cost() | {"as_saved": self.head["as_saved"] and _as_saved(self.notebook), "files": files}
+    paths = [p.relative_to(self.dir) for p in self.dir.rglob("*") if p.is_file()]
+    files = sorted(str(p) for p in paths if p.parts[0] not in _RECORD_FILES)
+    as_saved = self.head["as_saved"] and _as_saved(self.saved if self.in_sweep else cell_codes(self.notebook))
+    record = self.head | {"status": status, "error": error, "non_finite": metrics.pop("non_finite", [])}
+    record |= {"metrics": metrics, "deterministic": deterministic} | totals | self._cost()
+    record |= {"as_saved": as_saved, "files": files}
     self.status = status
     text = json.dumps(record, indent=1, allow_nan=False)
     if not self.in_sweep: fsync_tree(self.dir)  # in a sweep the worker does it, when the executed notebook is there too
@@ -273,5 +317,5 @@ def _publish(self: Run) -> Path:
 
 WINDOWS = "windows.json.gz"  # the values behind the bootstrap intervals of a run
 
-_RECORD_FILES = {"start.json", "run.json", "record.json", "request.json", "metrics.jsonl", "executed.ipynb", "kernel.log",
-        WINDOWS}  # files that are no artefacts of the experiment
+_RECORD_FILES = {"start.json", "run.json", "record.json", "request.json", "metrics.jsonl", "executed.ipynb",
+                 "kernel.log", ".ipython", WINDOWS}  # files that are no artefacts of the experiment

@@ -1,6 +1,7 @@
 """Shapes and types of the library are checked while the tests run (jaxtyping + beartype); the library itself does not check them"""
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
+import_module("shape_checks")  # before the library is imported
 checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do where a float is declared
 install_import_hook("refine_nb", "conftest.checked")
 

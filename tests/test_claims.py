@@ -13,7 +13,9 @@ from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
 from refine_nb.cards import CardError, check_card, read_cards
-from refine_nb.claims import decide, _in_studies, judge, judge_all, kept, _METRICS, row_states, write_claims
+from refine_nb._board import kept, row_states
+from refine_nb._evidence import METRICS, seed_values
+from refine_nb.claims import _in_studies, decide, judge, judge_all, write_claims
 from refine_nb.cards import card_hash, card_hashes
 from refine_nb.parameters import ParameterError
 from refine_nb.statistics import Interval
@@ -89,8 +91,7 @@ def test_one_seed_counts_once():
     "Rows of before and after a parameter was added: two runs of every seed"
     twice = pd.DataFrame(clear() + [r | {"id": r["id"] + "old", "key": r["key"] + "old"} for r in clear()])
     with pytest.raises(CardError, match="more than one run with the random seed 0"): judge(CARD, twice)
-    from refine_nb.claims import _seed_values
-    with pytest.raises(CardError, match="more than one run with the random seed 0"): _seed_values(twice[twice["model"] == "a"].set_index("seed"), CARD)
+    with pytest.raises(CardError, match="more than one run with the random seed 0"): seed_values(twice[twice["model"] == "a"].set_index("seed"), CARD)
 
 
 def test_only_parameters_select():
@@ -303,7 +304,7 @@ def test_one_of_many_controls_refutes_only_beyond_luck():
 
 
 def test_every_metric_of_a_card_has_a_shape():
-    missing = {c["metric"] for c in read_cards(ROOT / "experiments" / "claims")} - set(_METRICS)
+    missing = {c["metric"] for c in read_cards(ROOT / "experiments" / "claims")} - set(METRICS)
     assert not missing, f"say in nbs/95_claims.ipynb what these can be: {missing}"
 
 

@@ -1,47 +1,32 @@
-"""The forms of the look-ahead against concatenation, gradients by position, feedback against one position at a time, measures against scipy and pair counting"""
-import json
+"""The forms of the look-ahead against concatenation, gradients by position, feedback against one position at a time"""
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.stats import mannwhitneyu
 
 import refine_nb.confidence as confidence
-from refine_nb.branches import tree_logits
+from refine_nb import _attention
+from refine_nb._attention import Text
+from refine_nb.checkpoints import BadCheckpoint, load_weights, save_checkpoint
 from refine_nb.confidence import (
     ConfidenceAwareGPT,
-    ConfidenceExperimentConfig,
-    ConfidenceExperimentResults,
-    Kept,
     Lookahead,
     LookaheadConfig,
-    auroc,
+    LookaheadWindows,
+    _mask_ahead,
     branch_ahead,
-    calibration_curve,
-    calibration_error,
-    compare_models,
-    isotonic_map,
-    judge_ahead,
-    mask_ahead,
     next_token,
-    prepare_confidence_data,
-    quality,
-    r2,
-    r2_gain,
-    risk_coverage,
     split_window,
     standard_twin,
-    summary,
-    window_interval,
+    two_passes,
 )
 from refine_nb.data import Windows
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
-from refine_nb.statistics import bootstrap_interval
-from refine_nb.train import BadCheckpoint, TrainConfig, adamw, count_flops, load_weights, save_checkpoint, train, update
-from refine_nb.trigram import evaluate, score
+from refine_nb.prefix import tree_logits
+from refine_nb.train import TrainConfig, adamw, count_flops, train, update
 
 SHAPE = GPTConfig(7, context=9, n_layers=2, n_heads=2, width=16)
 
@@ -70,7 +55,7 @@ def concatenated(model, ids, branch, pred, heard):
 def spy(monkeypatch):
     "Every look-ahead that an objective computes: its arguments, and whether gradients were on"
     seen = []
-    for name in ("branch_ahead", "mask_ahead"):
+    for name in ("branch_ahead", "_mask_ahead"):
         def record(*args, plain=getattr(confidence, name)):
             out = plain(*args)
             seen.append((args, out))
@@ -168,24 +153,24 @@ def test_sampling_and_scoring_work_as_for_every_model(feedback):
 def test_both_forms_equal_concatenation(ngram, feedback):
     model, ids, branch = random_model(feedback, ngram=ngram), characters(3, 8), characters(3, 8, seed=1)
     heard = torch.rand(3, 8, 1)
-    kept = Kept()
-    pred = model.confidence_predictor(model.through(model.embed(ids), heard, kept))[..., 0]
+    read = Text()
+    pred = model.confidence_predictor(model.hidden(ids, read, confidence_scalars=heard))[..., 0]
     slow = concatenated(model, ids, branch, pred, heard)
-    assert (mask_ahead(model, ids, branch, pred, heard) - slow).abs().max() < 1e-5
-    assert (branch_ahead(model, ids, branch, pred, kept) - slow).abs().max() < 1e-5
+    assert (_mask_ahead(model, ids, branch, pred, heard) - slow).abs().max() < 1e-5
+    assert (branch_ahead(model, read, branch, pred) - slow).abs().max() < 1e-5
 
 
 def test_the_sum_of_the_softmax_is_the_same_on_every_device(monkeypatch):
     q, k, v = torch.randn(3, 2, 3, 8, 4)
-    fast = confidence._causal(q, k, v)
+    fast = _attention._causal(q, k, v)
     monkeypatch.setattr(torch.Tensor, "device", torch.device("meta"))
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, confidence._causal(q, k, v)))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(fast, _attention._causal(q, k, v)))
 
 
 def test_without_confidence_the_forms_are_the_tree_pass():
     model, ids, branch = random_model(ngram=2), characters(2, 8), characters(2, 8, seed=1)
     tree = tree_logits(model, torch.cat([ids, branch], 1), torch.cat([torch.arange(8) - 1, torch.arange(8)]))[:, 8:]
-    assert torch.allclose(mask_ahead(model, ids, branch, torch.zeros(2, 8)), tree, atol=1e-5)
+    assert torch.allclose(_mask_ahead(model, ids, branch, torch.zeros(2, 8)), tree, atol=1e-5)
 
 
 @pytest.mark.parametrize("feedback", [0, 3])
@@ -194,30 +179,14 @@ def test_the_objective_hands_the_forms_what_it_trains_on(spy, form, feedback):
     model, batch = random_model(feedback), split_window(characters(4, 10))
     _, metrics = Lookahead(LookaheadConfig(form=form))(model, batch)
     ((args, logits),) = spy
-    ids, branch, pred = args[1:4]
+    ids, (branch, pred) = batch[0], args[2:4]
     heard = torch.zeros(4, 8, 1) if not feedback else model.previous(ids)
-    assert torch.equal(ids, batch[0]) and torch.allclose(pred, model(ids, confidence_scalars=heard)["confidence_pred"], atol=1e-6)
+    assert torch.equal(args[1].ids if form == "branch" else args[1], ids) and torch.allclose(pred, model(ids, confidence_scalars=heard)["confidence_pred"], atol=1e-6)
     assert (logits - concatenated(model, ids, branch, pred, heard)).abs().max() < 1e-5 and not logits.requires_grad
     after = torch.stack([batch[0][:, 2], *batch[0][:, 3:].T, *batch[1:]], 1)
-    actual = F.cross_entropy(logits.mT, after, reduction="none")
-    assert metrics["confidence_loss"] == pytest.approx(F.mse_loss(pred, actual).item(), rel=1e-5) and metrics["actual"] == pytest.approx(actual.mean().item(), rel=1e-5)
-
-
-def test_the_last_position_is_the_published_step():
-    model, (ids, one, two), heard = random_model(), split_window(characters(4, 10)), torch.rand(4, 8, 1)
-    torch.manual_seed(3)
-    step = ConfidenceAwareGPT.two_pass_training_step(model, heard, ids, one, two, alpha=0.7)
-    torch.manual_seed(3)
-    now = model(ids, confidence_scalars=heard)
-    own = torch.multinomial(now["logits"][:, -1].softmax(-1), 1)
-    pred = now["confidence_pred"][:, -1]
-    future = model(torch.cat([ids, own], 1), confidence_scalars=torch.cat([heard, pred.detach()[:, None, None]], 1))["logits"][:, -1]
-    actual = F.cross_entropy(future, two, reduction="none").detach()
-    lm, doubt = F.cross_entropy(now["logits"][:, -1], one), F.mse_loss(pred, actual)
-    assert set(step) == {"pred_conf_t", "total_loss", "loss_lm", "loss_confidence"}
-    for name, value in dict(pred_conf_t=pred, loss_lm=lm, loss_confidence=doubt, total_loss=lm + 0.7 * doubt).items(): assert torch.allclose(step[name], value, atol=1e-6), name
-    ours, theirs = (torch.autograd.grad(total, list(model.parameters()), allow_unused=True) for total in (step["total_loss"], lm + 0.7 * doubt))
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs) if a is not None)
+    actual = F.cross_entropy(logits.mT, after, reduction="none")[:, :-1]  # the last one reads an untrained position
+    assert metrics["confidence_loss"] == pytest.approx(F.mse_loss(pred[:, :-1], actual).item(), rel=1e-5) and metrics["tokens"] == 32
+    assert metrics["actual"] == pytest.approx(actual.mean().item(), rel=1e-5) and metrics["predicted"] == pytest.approx(pred[:, :-1].mean().item(), rel=1e-5)
 
 
 def test_sampled_branches_come_from_the_model(spy):
@@ -238,6 +207,55 @@ def test_the_shifted_form_is_the_teachers_where_no_prediction_is_heard(spy):
     pred = model(batch[0], confidence_scalars=torch.zeros(4, 8, 1))["confidence_pred"][:, :-1]
     _, metrics = Lookahead(LookaheadConfig(form="shifted", target="teacher"))(model, batch)
     assert metrics["confidence_loss"] == pytest.approx(F.mse_loss(pred, nll).item(), rel=1e-5)
+
+
+def test_two_passes_by_definition():
+    model, (ids, one, two), heard = random_model(), split_window(characters(4, 10)), torch.rand(4, 8, 1)
+    pred, actual, token_loss = two_passes(model, heard, ids, one, two, torch.Generator().manual_seed(3))
+    now = model(ids, confidence_scalars=heard)
+    own = torch.multinomial(now["logits"][:, -1].softmax(-1), 1, generator=torch.Generator().manual_seed(3))
+    known = torch.cat([heard, now["confidence_pred"][:, -1:, None]], 1)
+    future = model(torch.cat([ids, own], 1), confidence_scalars=known)["logits"][:, -1]
+    assert torch.allclose(pred, now["confidence_pred"][:, -1]) and torch.allclose(token_loss, F.cross_entropy(now["logits"][:, -1], one))
+    assert torch.allclose(actual, F.cross_entropy(future, two, reduction="none"), atol=1e-6) and not actual.requires_grad
+
+
+# ---- which positions are trained ----
+
+TARGETS = [("last", "sampled"), ("last_two", "sampled"), ("mask", "sampled"), ("mask", "teacher"), ("branch", "sampled"), ("branch", "teacher"), ("shifted", "teacher")]
+
+
+@pytest.mark.parametrize("form,target,feedback", [(*case, n) for case in TARGETS for n in (0, 2) if case[0] != "shifted" or not n])
+def test_no_target_reads_a_position_that_no_token_loss_trains(form, target, feedback):
+    model, batch = random_model(feedback), split_window(characters(16, 10))
+
+    def lookahead(alpha):
+        torch.manual_seed(0)
+        return Lookahead(LookaheadConfig(alpha=alpha, form=form, target=target))(model, batch)
+
+    (grad,) = torch.autograd.grad(lookahead(0.0)[0], model.position.weight)
+    trained = grad.abs().amax(1) > 0
+    assert trained.tolist() == [True] * 8 + [form == "last_two"]
+    before = lookahead(1.0)[1]
+    with torch.no_grad(): model.position.weight[8] += torch.randn(16)
+    after = lookahead(1.0)[1]
+    reads = before["confidence_loss"] != after["confidence_loss"]
+    assert reads == (form in ("last", "last_two"))  # the published step reads it untrained, as it was published
+
+
+def test_the_mended_step_also_learns_where_its_target_is_read():
+    model, (ids, one, two) = random_model(), split_window(characters(4, 10))
+    torch.manual_seed(3)
+    loss, metrics = Lookahead(LookaheadConfig(form="last_two"))(model, (ids, one, two))
+    torch.manual_seed(3)
+    heard = torch.zeros(4, 8, 1)
+    pred, actual, now = two_passes(model, heard, ids, one, two)
+    known = torch.cat([heard, pred.detach()[:, None, None]], 1)
+    then = F.cross_entropy(model(torch.cat([ids, one[:, None]], 1), confidence_scalars=known)["logits"][:, -1], two)
+    total = (now + then) / 2 + F.mse_loss(pred, actual)
+    assert torch.allclose(loss, total, atol=1e-6) and metrics["tokens"] == 8
+    ours, theirs = (torch.autograd.grad(x, list(model.parameters()), allow_unused=True) for x in (loss, total))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(ours, theirs) if a is not None)
 
 
 # ---- gradients ----
@@ -275,14 +293,15 @@ def test_the_confidence_gradient_has_its_own_clip(detach):
 @pytest.mark.parametrize("form", ["mask", "branch"])
 def test_no_gradient_passes_through_the_second_pass(form, monkeypatch):
     model, batch = random_model(), split_window(characters(4, 10))
-    honest, cut = gradients(model, LookaheadConfig(form=form), batch), getattr(confidence, f"{form}_ahead")
-    monkeypatch.setattr(confidence, f"{form}_ahead", lambda *args: cut(*args).detach().clone())
+    name = dict(mask="_mask_ahead", branch="branch_ahead")[form]
+    honest, cut = gradients(model, LookaheadConfig(form=form), batch), getattr(confidence, name)
+    monkeypatch.setattr(confidence, name, lambda *args: cut(*args).detach().clone())
     assert all(torch.equal(honest[n], g) for n, g in gradients(model, LookaheadConfig(form=form), batch).items())
 
 
 # ---- training ----
 
-GOLDEN = {"last": 1.5883, "mask": 2.0641, "branch": 2.0641, "shifted": 1.5714}  # fp32 on one thread
+GOLDEN = {"last": 1.5883, "last_two": 1.7834, "mask": 2.1064, "branch": 2.1064, "shifted": 1.5714}  # fp32 on one thread
 
 
 @pytest.mark.parametrize("form", GOLDEN)
@@ -290,8 +309,8 @@ def test_golden_loss_of_twenty_steps(form):
     torch.manual_seed(0)
     model = ConfidenceAwareGPT(SHAPE)
     text = (torch.arange(400) ** 2 // 3) % 7
-    cfg = LookaheadConfig(form=form, target="teacher" if form == "shifted" else "sampled", carry=form == "last")
-    rows = train(model, Lookahead(cfg), prepare_confidence_data(text, 8, 4), TrainConfig(steps=20, warmup=2, lr=1e-2), progress=False)
+    cfg = LookaheadConfig(form=form, target="teacher" if form == "shifted" else "sampled", carry=form in ("last", "last_two"))
+    rows = train(model, Lookahead(cfg), LookaheadWindows(text, 8, 4, ahead=2), TrainConfig(steps=20, warmup=2, lr=1e-2), progress=False)
     assert rows[-1]["loss"] == pytest.approx(GOLDEN[form], abs=2e-3)
 
 
@@ -303,7 +322,7 @@ def test_a_stopped_run_continues_bit_for_bit(cfg, tmp_path):
         torch.manual_seed(1)
         def halt(row):
             if row["step"] == stop: raise KeyboardInterrupt
-        return train(ConfidenceAwareGPT(SHAPE), Lookahead(cfg, seed=2), prepare_confidence_data(text, 8, 4), settings, callbacks=(halt,), checkpoint_dir=folder, progress=False)
+        return train(ConfidenceAwareGPT(SHAPE), Lookahead(cfg, seed=2), LookaheadWindows(text, 8, 4, ahead=2), settings, callbacks=(halt,), checkpoint_dir=folder, progress=False)
 
     whole = go(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt): go(tmp_path / "cut", stop=5)
@@ -317,7 +336,7 @@ def test_carried_confidences_are_the_last_batchs(monkeypatch):
     pred = model(first[0], confidence_scalars=torch.zeros(4, 8, 1))["confidence_pred"]
     assert torch.allclose(objective.carried[:, 1:, 0], pred[:, :-1], atol=1e-6) and (objective.carried[:, 0] == 0).all()
     heard, through = [], model.through
-    monkeypatch.setattr(model, "through", lambda x, c=None, cache=None: (heard.append(c), through(x, c, cache))[1])
+    monkeypatch.setattr(model, "through", lambda ids, cache, c=None: (heard.append(c), through(ids, cache, c))[1])
     carried = objective.carried
     objective(model, second)
     assert torch.equal(heard[0], carried)
@@ -337,11 +356,11 @@ def test_the_twins_objective_is_cross_entropy_on_the_same_windows():
 
 def test_data_are_windows_in_three_parts_and_resume():
     text = torch.arange(50) % 7
-    ours, plain = prepare_confidence_data(text, 8, 3, seed=4), Windows(text, 8, 3, ahead=2, seed=4)
+    ours, plain = LookaheadWindows(text, 8, 3, ahead=2, seed=4), Windows(text, 8, 3, ahead=2, seed=4)
     for _ in range(2):
         ids, one, two = next(ours)
         assert torch.equal(torch.cat([ids, one[:, None], two[:, None]], 1), next(plain)) and ids.shape == (3, 8)
-    other = prepare_confidence_data(text, 8, 3, seed=9)
+    other = LookaheadWindows(text, 8, 3, ahead=2, seed=9)
     other.load_state_dict(ours.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(next(ours), next(other)))
 
@@ -362,10 +381,10 @@ def test_what_cannot_work_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"\(4, 8, 1\)"): confidence._check_confidence(batch[0], torch.zeros(4, 7, 1))
     with pytest.raises(ValueError, match="is inf"): model(batch[0], confidence_scalars=torch.full((4, 8, 1), torch.inf))
     with pytest.raises(ValueError, match="feedback=0"): Lookahead(LookaheadConfig(form="shifted", target="teacher"))(random_model(2), batch)
-    with pytest.raises(ValueError, match="no window"): prepare_confidence_data(characters(9), 8)
+    with pytest.raises(ValueError, match="no window"): LookaheadWindows(characters(9), 8, 4, ahead=2)
     with pytest.raises(ValueError, match="feedback is -1"): ConfidenceAwareGPT(SHAPE, feedback=-1)
     with pytest.raises(ValueError, match="confidence_init_bias is nan"): ConfidenceAwareGPT(SHAPE, math.nan)
-    with pytest.raises(ValueError, match="100"): window_interval(r2, np.zeros((99, 2)), np.ones((99, 2)))
+    with pytest.raises(ValueError, match="at least 2"): Lookahead()(model, split_window(characters(4, 3)))
 
 
 @pytest.mark.parametrize("fields,word", [(dict(form="both"), "form 'both'"), (dict(target="true"), "target 'true'"), (dict(alpha=-1.0), "alpha is -1.0"), (dict(clip=0.0), "clip is 0.0"),
@@ -377,117 +396,5 @@ def test_settings_that_make_no_sense_are_refused(fields, word):
 def test_a_checkpoint_of_the_other_model_is_refused(tmp_path):
     aware, twin = ConfidenceAwareGPT(SHAPE), standard_twin(SHAPE)
     for ours, theirs, folder in ((aware, twin, tmp_path / "a"), (twin, aware, tmp_path / "b")):
-        saved = save_checkpoint(folder, theirs, adamw(theirs, TrainConfig()), {}, [], TrainConfig())
+        saved = save_checkpoint(folder, theirs, adamw(theirs, TrainConfig()), {}, [], {})
         with pytest.raises(BadCheckpoint, match="belongs to another model"): load_weights(ours, saved)
-
-
-# ---- judging ----
-
-
-def test_the_losses_that_are_judged_are_those_of_concatenation():
-    model, windows = random_model(2), characters(3, 10)
-    found, ids = judge_ahead(model, windows, oracle=True), windows[:, :8]
-    heard = model.previous(ids)
-    now = model(ids, confidence_scalars=heard)
-    p, pred = now["logits"].softmax(-1), now["confidence_pred"]
-    ahead = torch.stack([concatenated(model, ids, torch.full_like(ids, a), pred, heard) for a in range(7)], 2).log_softmax(-1)  # b t a v
-    nll = -ahead.gather(-1, windows[:, 2:, None, None].expand(-1, -1, 7, 1))[..., 0]
-    assert torch.allclose(found["teacher"], nll.gather(-1, windows[:, 1:9, None])[..., 0], atol=1e-4) and torch.allclose(found["head"], pred, atol=1e-5)
-    assert (found["sampled"][..., None] - nll).abs().amin(-1).max() < 1e-4
-    assert torch.allclose(found["entropy"], -(p * p.log()).sum(-1), atol=1e-4) and torch.allclose(found["max_prob"], -p.amax(-1).log(), atol=1e-4)
-    mixture = (p[..., None] * ahead.exp()).sum(2)
-    assert torch.allclose(found["oracle_sampled"], -torch.einsum("btx,bta,btax->bt", mixture, p, ahead), atol=1e-4)
-    assert torch.allclose(found["oracle_teacher"], -torch.einsum("bta,btax,btax->bt", p, ahead.exp(), ahead), atol=1e-4)
-
-
-def test_auroc_counts_pairs():
-    rng = np.random.default_rng(0)
-    score_, event = rng.integers(0, 20, 200).astype(float), rng.random(200) < 0.3
-    pairs = (score_[event][:, None] > score_[~event]).mean() + (score_[event][:, None] == score_[~event]).mean() / 2
-    assert auroc(score_, event) == pytest.approx(pairs) and auroc(score_, event) == pytest.approx(mannwhitneyu(score_[event], score_[~event]).statistic / (event.sum() * (~event).sum()))
-    assert math.isnan(auroc(score_, np.zeros(200, bool)))
-
-
-def test_isotonic_map_is_the_best_rising_function():
-    rng = np.random.default_rng(0)
-    x = np.repeat(rng.random(60), rng.integers(1, 5, 60))  # ties of different sizes
-    y = x + rng.normal(size=len(x)) / 3
-    f = isotonic_map(x, y)
-    fitted = f(np.sort(x))
-    assert (np.diff(fitted) >= 0).all() and np.isclose(f(x).mean(), y.mean())
-    best = np.square(y - f(x)).sum()
-    for knots in rng.random((200, 5)):  # any other rising step function is no better
-        steps = np.sort(rng.choice(y, 6))
-        assert np.square(y - steps[np.searchsorted(np.sort(knots), x)]).sum() >= best
-    assert f(np.array([-9.0]))[0] == fitted[0] and f(np.array([9.0]))[0] == fitted[-1]
-
-
-def test_calibration_error_by_hand_and_what_it_does_not_see():
-    pred, actual = np.array([1.0, 1.0, 3.0, 3.0]), np.array([0.0, 4.0, 3.0, 4.0])
-    assert calibration_error(pred, actual, 2) == pytest.approx((1 + 0.5) / 2) and calibration_curve(pred, actual, 2).share.tolist() == [0.5, 0.5]
-    assert calibration_error(np.full(4, actual.mean()), actual, 1) == pytest.approx(0) and r2(np.full(4, actual.mean()), actual) == pytest.approx(0)
-
-
-def planted(n=240, t=20, seed=0) -> dict[str, torch.Tensor]:
-    "A head that knows a known share of the target, and an entropy that knows none of it"
-    g = torch.Generator().manual_seed(seed)
-    known, noise, other = (torch.randn(n, t, generator=g) for _ in range(3))
-    target = 3 + known + noise
-    return dict(head=7 - 2 * known, entropy=1 + other, max_prob=other, sampled=target)
-
-
-def test_quality_and_gain_find_a_planted_head():
-    fit, judged = planted(), planted(seed=1)
-    table, gains = quality(fit, judged), r2_gain(fit, judged)
-    assert table.loc["head", "r2"] == pytest.approx(0.5, abs=0.03) and abs(table.loc["entropy", "r2"]) < 0.01
-    assert table.loc["head", "pearson"] == pytest.approx(-(0.5**0.5), abs=0.02) and table.loc["head", "spearman"] < -0.6 and table.loc["head", "auroc"] < 0.3
-    assert gains.mean() == pytest.approx(table.loc["head", "r2"] - table.loc["entropy", "r2"]) and bootstrap_interval(gains).low > 0.4
-    assert bootstrap_interval(r2_gain(fit, judged | dict(head=judged["entropy"]), over="max_prob")).mean < 0.02
-
-
-def test_window_interval_covers_the_planted_value():
-    inside = [window_interval(lambda x, y: r2(x, y), (10 - d["head"].numpy()) / 2 + 1.5, d["sampled"].numpy(), resamples=60) for d in (planted(seed=s) for s in range(12))]
-    assert sum(i.low <= 0.5 <= i.high for i in inside) >= 9 and all(0.01 < i.high - i.low < 0.15 for i in inside)
-
-
-def test_risk_coverage_by_counting():
-    rng = np.random.default_rng(0)
-    doubt, wrong = rng.random(50), rng.random(50) < 0.4
-    curve = risk_coverage(doubt, wrong)
-    for n in (1, 20, 50): assert curve.risk[n - 1] == pytest.approx(wrong[doubt <= np.sort(doubt)[n - 1]].mean()) and curve.coverage[n - 1] == n / 50
-
-
-# ---- the published experiment ----
-
-
-def test_the_literal_preset_runs_saves_and_loads_back(tmp_path):
-    preset = ConfidenceExperimentConfig()
-    assert (preset.training_steps, preset.batch_size, preset.seeds, preset.confidence_alpha, preset.lookahead_steps, preset.confidence_init_bias, preset.save_interval) == (1000, 4, (42, 123, 456), 1.0, 2, 2.0, 100)
-    cfg = replace(preset, training_steps=12, seeds=(1, 2), save_interval=5, results_dir=str(tmp_path))
-    results = compare_models(cfg, characters(300), SHAPE)
-    (path,) = tmp_path.iterdir()
-    assert path.name == f"{results.timestamp}_results.json" and ConfidenceExperimentResults.load(path) == results
-    history = results.confidence_model_results["2"]
-    assert set(history) == {"token_loss_history", "confidence_loss_history", "confidence_predictions", "actual_future_losses"} and all(len(v) == 12 for v in history.values())
-    assert set(results.standard_model_results["1"]) == {"token_loss_history"} and all(t > 0 for t in results.training_time.values())
-    table = summary(results, smooth=3)
-    assert len(table) == 4 and table.final_token_loss[0] == pytest.approx(np.mean(results.standard_model_results["1"]["token_loss_history"][-3:])) and (table.steps_to_common_loss <= 12).all()
-
-
-def test_the_file_is_there_before_the_end(tmp_path, monkeypatch):
-    cfg = ConfidenceExperimentConfig(training_steps=6, seeds=(1,), save_interval=2, results_dir=str(tmp_path))
-    monkeypatch.setattr(confidence, "next_token", lambda model, batch: (next(fuse), next_token(model, batch))[1])
-    fuse = iter(range(6))
-    with pytest.raises((StopIteration, RuntimeError)): compare_models(cfg, characters(300), SHAPE)
-    (path,) = tmp_path.iterdir()
-    assert len(ConfidenceExperimentResults.load(path).standard_model_results["1"]["token_loss_history"]) == 4
-
-
-@pytest.mark.parametrize("fields,word", [(dict(lookahead_steps=3), "lookahead_steps is 3"), (dict(batch_size=0), "batch_size is 0"), (dict(seeds=(1, 1)), "each once"), (dict(seeds=()), "at least one")])
-def test_literal_settings_that_make_no_sense_are_refused(fields, word):
-    with pytest.raises(ValueError, match=word): ConfidenceExperimentConfig(**fields)
-
-
-def test_a_file_of_another_kind_is_refused(tmp_path):
-    (tmp_path / "x.json").write_text(json.dumps({"config": {}}))
-    with pytest.raises(ValueError, match="no results of this experiment"): ConfidenceExperimentResults.load(tmp_path / "x.json")

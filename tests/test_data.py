@@ -4,12 +4,18 @@ import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import datasets
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
 
-from refine_nb import data
-from refine_nb.data import CharVocab, MarkovSource, UnknownCharacter, Windows, download, eval_windows, load_corpus, read_text, split_ids
+from refine_nb import _download as network
+from refine_nb._download import download
+from refine_nb.data import (
+    CharVocab, MarkovSource, UnknownCharacter, Windows, eval_windows, load_corpus, markov, read_text, split_ids,
+    supervised,
+)
 
 
 def test_vocab_round_trip_and_refusals():
@@ -101,6 +107,11 @@ def server():
     stop = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            if self.path == "/hang": stop.wait(20)
+            self.send_response(404 if self.path == "/refused" else 200)
+            self.end_headers()
+
         def do_GET(self):
             if self.path == "/hang": stop.wait(20)
             body = b"to be or not to be"
@@ -127,7 +138,7 @@ def test_download_is_whole_or_nothing(server, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no answer within|timed out"): download(server + "/hang", path, digest, seconds=0.5)
     assert not list(tmp_path.rglob("*.txt*"))
     with monkeypatch.context() as patch:  # the file appears by one rename or not at all
-        patch.setattr(data.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(network.os, "replace", lambda *args: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"): download(server + "/ok", path, digest)
     assert not list(tmp_path.rglob("*.*"))
     assert download(server + "/ok", path, digest).read_bytes() == b"to be or not to be"
@@ -145,18 +156,23 @@ def test_auto_without_file_or_network(monkeypatch, tmp_path, error):
 
     monkeypatch.delenv("REFINE_NB_DATA", raising=False)
     monkeypatch.setenv("REFINE_NB_CACHE", str(tmp_path))
-    monkeypatch.setattr(data, "download", fail)
+    monkeypatch.setattr(network, "download", fail)
     for _ in range(2):
         with pytest.warns(UserWarning, match="'auto' is 'pydocs'.*no route"): corpus = load_corpus("auto")
     assert corpus.name == "pydocs" and "chosen by auto" in corpus.note and len(asked) == 1
-    with pytest.raises(FileNotFoundError, match="REFINE_NB_DATA"): load_corpus("tinyshakespeare")
+    with pytest.raises(FileNotFoundError, match="REFINE_NB_DATA") as refusal: load_corpus("tinyshakespeare")
+    marker, = tmp_path.glob("*.unreachable")
+    assert str(marker) in str(refusal.value)
+    marker.unlink()
+    with pytest.warns(UserWarning): load_corpus("auto")
+    assert len(asked) == 2
 
 
 def test_auto_with_an_unwritable_cache(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
     monkeypatch.delenv("REFINE_NB_DATA", raising=False)
     monkeypatch.setenv("REFINE_NB_CACHE", str(tmp_path / "file" / "cache"))
-    monkeypatch.setattr(data, "SHAKESPEARE_URL", "http://127.0.0.1:9/nobody-listens")
+    monkeypatch.setattr(network, "SHAKESPEARE_URL", "http://127.0.0.1:9/nobody-listens")
     with pytest.warns(UserWarning, match="'auto' is 'pydocs'"): assert load_corpus("auto").name == "pydocs"
 
 
@@ -222,3 +238,36 @@ def test_rows_of_a_data_set_that_are_empty_are_left_out(tmp_path):
     assert load_corpus("hf:json", **there).text == "a\n\nb"
     with pytest.raises(ValueError, match="json, column 'text', holds no text in its first 0 rows"): load_corpus("hf:json", **there, limit=0)
     with pytest.raises(ValueError, match="names no data set"): load_corpus("hf:")
+
+
+def test_two_texts_of_one_file_name_are_two_corpora(tmp_path):
+    for folder, text in (("a", "to be"), ("b", "or not"), ("c", "to be")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.txt").write_text(text)
+    a, b, c = (load_corpus(tmp_path / folder / "mine.txt").name for folder in "abc")
+    assert a == c != b and a.startswith("file:mine-") and b.startswith("file:mine-")
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_a_source_gives_no_empty_text(n):
+    with pytest.raises(ValueError, match=f"a text of {n} characters is empty"): markov(n)
+
+
+@pytest.mark.parametrize("path, offline", [("/ok", False), ("/refused", False), ("/hang", True), (None, True)])
+def test_a_hub_is_asked_once_whether_it_is_there(server, monkeypatch, path, offline):
+    "Whoever answers is there, also with a refusal; flags that were set before are not touched, and all are as before"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server + path if path else "http://127.0.0.1:9/nobody")
+    for module in (huggingface_hub.constants, datasets.config): monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    with pytest.raises(KeyError), network.quick_offline(0.5):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE == datasets.config.HF_HUB_OFFLINE == offline
+        raise KeyError("inside")
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+
+def test_inputs_and_targets():
+    "Every next character of a window, only the completion of a problem"
+    ids = torch.arange(12).view(2, 6)
+    window, problem = supervised(ids), supervised((ids[:, :4], ids[:, 4:]))
+    assert torch.equal(window.ids, ids[:, :-1]) and torch.equal(window.target, ids[:, 1:])
+    assert torch.equal(problem.ids, window.ids) and torch.equal(problem.target, ids[:, 4:])
+    assert supervised(problem) is problem

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 import refine_nb.records
-from refine_nb.branches import Trunk
 from refine_nb.data import load_corpus
-from refine_nb.tasks import S5, split_of
-from refine_nb.thought_rl import Questions, compute_kl_divergence, compute_reward, kl_without_thoughts, naive_loss
+from refine_nb.tasks import ProblemBatches, split_of
+from refine_nb.puzzles import S5
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,75 +34,8 @@ def cells(name, folder, monkeypatch, until, **params):
     raise AssertionError(f"no cell of {name} has {until!r}")
 
 
-def spelled(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.tolist())
-
-
 def thought_rl(tmp_path, monkeypatch, **params):
-    return cells("16_thought_rl", tmp_path, monkeypatch, "class Drawing", **dict(length=1, width=32, warm_steps=80, batch=4) | params)
-
-
-def test_expert_iteration_learns_its_own_right_thoughts(tmp_path, monkeypatch):
-    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=200)
-    expert, task = ns["Expert"](), ns["problems"]
-    (prompt, written), = next(expert)
-    assert len(prompt) == len(written) == 4 * 4  # as many as are drawn
-    for question, ids in zip(prompt, written):
-        item = task.item(spelled(task, question))
-        assert ids[0] == len(task.vocab) and task.check_answer(item, spelled(task, ids[1:]).partition(":")[2])
-    asked = Questions(task, 4, 0)
-    drawn = {spelled(task, row) for _ in range(20) for row in next(asked)[0]}
-    assert {spelled(task, row) for row in prompt} <= drawn  # the questions of reward
-
-
-def test_expert_iteration_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
-    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=0)
-    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool)
-    one, other = ns["Expert"](), ns["Expert"]()
-    next(one)
-    other.load_state_dict(one.state_dict())
-    assert other.characters == one.characters > 0
-    for _ in range(2): assert all(torch.equal(a, b) for a, b in zip(next(one)[0], next(other)[0]))
-    for _ in range(60): next(one)
-    assert len(one.prompts) == len(one.written) == 1000  # the latest
-
-
-def test_nothing_right_is_nothing_to_learn(tmp_path, monkeypatch):
-    ns = thought_rl(tmp_path, monkeypatch, method="expert", warm_steps=0)
-    ns["right_answers"] = lambda task, answer, ids, items: torch.zeros(ids.shape[:2], dtype=torch.bool)
-    with pytest.raises(ns["NothingToLearn"], match="nothing to learn from"): next(ns["Expert"]())
-
-
-@pytest.mark.parametrize("params", [dict(method="naive", beta=0.0), dict(method="naive", beta=0.5, kl_to="no_thought"), dict(method="naive", beta=0.5), dict(method="cross_entropy", beta=0.0)])
-def test_published_loss_is_reward_times_likelihood_and_penalty(tmp_path, monkeypatch, params):
-    ns = thought_rl(tmp_path, monkeypatch, length=2, **params)
-    model, batch = ns["model"], next(Questions(ns["problems"], 4, 0))
-    with torch.no_grad():
-        for p in ns["baked"].parameters(): p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
-    at_once = torch.tensor([True, False, True, False])
-    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool) if ids.shape[1] > 1 else at_once[:, None]
-    loss, told = ns["Published"]()(model, batch)
-    trunk, found, right = ns["Drawing"]()(model, batch)
-    earned = torch.ones(right.shape)
-    if params["method"] == "naive":
-        earned = compute_reward(right, at_once)
-        assert earned.mean() == 0.5 == told["rl/reward"]
-    expected, known = naive_loss(trunk, found, batch[1], earned, ns["thoughts"].end), Trunk(ns["baked"], batch[0])
-    penalty = kl_without_thoughts(trunk, known, found, batch[1], ns["thoughts"].end) if "kl_to" in params else compute_kl_divergence(trunk, known, found)
-    assert penalty > 1e-3
-    assert loss.item() == pytest.approx((expected + params["beta"] * penalty).item(), abs=1e-6) and told["right"] == 1
-
-
-def test_all_methods_draw_alike(tmp_path, monkeypatch):
-    "Expert iteration, the snippet and REINFORCE: the same first questions, as many thoughts and characters"
-    ns = thought_rl(tmp_path, monkeypatch, method="reinforce")
-    first, expert = next(Questions(ns["problems"], 4, 0)), ns["Expert"]()
-    ns["right_answers"] = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool)
-    next(expert)
-    assert torch.equal(expert.prompts[::4], first[0]) and len(expert.prompts) == 16
-    _, told = ns["ThoughtRL"](ns["problems"], ns["thoughts"], ns["ThoughtRLConfig"](), ns["baked"], 0)(ns["model"], first)
-    published = ns["Published"]()
-    published(ns["model"], first)
-    assert expert.characters == published.characters == told["generated"] > 0
+    return cells("16_thought_rl", tmp_path, monkeypatch, "def batches_of", **dict(length=1, width=32, warm_steps=80, batch=4) | params)
 
 
 @pytest.mark.parametrize("method, canned", [("supervised", 7), ("worked", 0)])
@@ -113,12 +45,22 @@ def test_further_examples_are_as_many_as_thoughts_with_the_phrase_or_without(tmp
     assert source.counts == (3, 13 - canned, canned) and sum(len(prompt) for prompt, _ in next(source)) == 4 * 4
 
 
+@pytest.mark.parametrize("method, learner", [("reinforce", "ThoughtRL"), ("naive", "PublishedObjective"), ("expert", "warm_loss")])
+def test_methods_share_their_questions_and_draw_as_many_thoughts(tmp_path, monkeypatch, method, learner):
+    ns = thought_rl(tmp_path, monkeypatch, method=method, warm_steps=0, n_thoughts=2)
+    objective = ns["objective_of"](method, 3)
+    assert getattr(objective, "__name__", type(objective).__name__) == learner and ns["examples"] == 4 * 2
+    asked = ns["source"].questions if method == "expert" else ns["source"]
+    assert torch.equal(next(asked)[0], next(ProblemBatches(ns["problems"], 4, 0, ns["keep"], width=ns["room"]))[0])
+    if method == "naive": assert objective.rewarded and not ns["objective_of"]("cross_entropy", 3).rewarded
+
+
 @pytest.mark.parametrize("stage", ["tune", "report"])
 def test_judged_problems_are_never_learned_from(tmp_path, monkeypatch, stage):
     ns = thought_rl(tmp_path, monkeypatch, stage=stage, warm_steps=0, length=3)
     task, judged = ns["problems"], {i.prompt for i in ns["judged"]}
     assert len(judged) == 10 and all((split_of(p) == "test") == (stage == "report") for p in judged)
-    kept, every = Questions(task, 500, 0, ns["keep"]), Questions(task, 500, 0)
+    kept, every = ProblemBatches(task, 500, 0, ns["keep"]), ProblemBatches(task, 500, 0)
     shown = lambda source: {i.prompt for _ in range(20) for i in next(source)[2]}
     assert not judged & shown(kept) and bool(judged & shown(every)) == (stage == "tune")  # nothing else keeps them out while tuning
 

@@ -1,8 +1,12 @@
 """The network: causality, the cache against plain passes, sampling, precisions, and parity with GPT-2 where it is installed"""
+import copy
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from refine_nb._attention import Rows
 from refine_nb.gpt import ContextualGPT, GPTConfig, NGramEmbedding, choose, n_parameters, sample, set_precision
 
 
@@ -94,7 +98,11 @@ def test_ngram_embedding_is_one_matrix_on_a_concatenation():
     onehot = F.one_hot(torch.tensor([[5, 5, 4], [5, 4, 0], [4, 0, 2], [0, 2, 2]]).flip(1), 6).float()  # newest first; 5 is "before the text"
     want = F.gelu(onehot.flatten(1) @ layer.tables.flatten(0, 1)) @ layer.out.weight.T
     assert torch.allclose(layer(ids)[0], want, atol=1e-6)
-    assert torch.allclose(layer(ids[:, 2:], before=ids[:, :2])[0], want[2:], atol=1e-6)
+    rows = Rows(1, 1, 1, rows=1, room=8, like=ids)
+    rows.begin(ids[:, :2])
+    rows.end()
+    rows.begin(ids[:, 2:])
+    assert torch.allclose(layer(ids[:, 2:], rows)[0], want[2:], atol=1e-6)
 
 
 def test_attention_logit_max_against_hooks(model):
@@ -196,3 +204,28 @@ def test_choose_at_the_edges_of_temperature():
 def test_ids_of_a_larger_vocabulary_are_refused_in_words():
     model = ContextualGPT(GPTConfig(8, context=8, n_layers=1, n_heads=2, width=16))
     with pytest.raises(ValueError, match="ids 3 … 19 are not all among the model's 8 symbols"): model(torch.tensor([[3, 19]]))
+
+
+@pytest.mark.parametrize("prompt, message", [("to be", "not 'to be'"), (torch.arange(3), r"shape \(3,\)"), (torch.rand(1, 3), "float32")])
+def test_prompts_that_are_no_ids_are_refused(model, prompt, message):
+    with pytest.raises(ValueError, match=message): inspect.unwrap(sample)(model, prompt, 2)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_logits_that_are_no_numbers_are_refused(bad, temperature):
+    with pytest.raises(ValueError, match="largest logit of a row is (nan|inf)"): choose(torch.tensor([[0.0, 1.0], [bad, 0.0]]), temperature)
+    assert choose(torch.tensor([[-torch.inf, 1.0]]), temperature).tolist() == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_cast_as_a_whole_computes_in_its_own_type(model, dtype):
+    "And in double precision no step is taken in single"
+    ids, single = random_ids(2, 9), copy.deepcopy(model)
+    cast = model.to(dtype)
+    cache = cast.new_cache(2)
+    assert cast(ids).dtype == dtype and torch.cat([cast(part, cache) for part in ids.split([5, 4], 1)], 1).dtype == dtype
+    if dtype == torch.float64:
+        set_precision(cast, "fp32")
+        exact = [cast(ids), cast(ids[:, :-1])]
+        assert (exact[0][:, :-1] - exact[1]).abs().max() < 1e-12 and 1e-8 < (cast(ids) - single(ids)).abs().max() < 1e-3

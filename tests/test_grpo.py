@@ -2,11 +2,12 @@
 import pytest
 import torch
 
-from refine_nb.candidates import CandidateConfig, exact_match, select, whole_match
+from refine_nb.candidates import SCALES, CandidateConfig, Candidates, exact_match, group_advantage, select, whole_match
 from refine_nb.data import Windows
+from refine_nb.evaluation import kl_exact
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.grpo import FOUND, SCALES, TENSORS, AllPositions, GRPOConfig, Rollouts, group_advantage, grpo_loss, k3, kl_exact
-from refine_nb.train import TrainConfig, count_flops, cross_entropy, train
+from refine_nb.grpo import FOUND, GRPO, TENSORS, AllPositions, GRPOConfig, Rollouts, grpo_loss
+from refine_nb.train import NonFiniteLoss, TrainConfig, count_flops, cross_entropy, train
 from refine_nb.trigram import NGram
 
 V = 7
@@ -31,51 +32,6 @@ def gradient(model, loss): return torch.cat([g.flatten() for g in torch.autograd
 def close(a, b, tolerance=1e-5): return (a - b).abs().max() < tolerance * b.abs().max()
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
-def test_advantage_against_loops(scale, baseline):
-    g = torch.Generator().manual_seed(0)
-    reward, weight = torch.rand(3, 5, generator=g), torch.rand(3, 5, generator=g)
-    adv, flat = group_advantage(reward, weight, scale, baseline)
-    assert not flat.any()
-    for r, w, got in zip(reward.double(), weight.double(), adv):
-        mean = (w * r).sum() / w.sum()
-        std = ((w * (r - mean) ** 2).sum() / w.sum()).sqrt()
-        for i in range(5):
-            others = [j for j in range(5) if j != i]
-            base = mean if baseline == "mean" else (w[others] * r[others]).sum() / w[others].sum()
-            assert got[i].item() == pytest.approx(((r[i] - base) / dict(none=1.0, group=std, mean=mean, probability=(w * r).sum())[scale]).item(), rel=1e-4, abs=1e-6)
-
-
-def test_absent_tries_change_nothing():
-    weight = torch.tensor([[0.5, 0.2, 0.3, 0.0]])
-    a, b = (group_advantage(torch.tensor([[1.0, 0.0, 0.5, absent]]), weight, "group")[0] for absent in (0.0, 100.0))
-    assert torch.equal(a, b) and a[0, 3] == 0
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_groups_without_variance_teach_nothing(scale):
-    adv, flat = group_advantage(torch.tensor([[0.0, 0.0], [1.0, 1.0], [1.0, 0.0], [0.4, 9.0]]), torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]]), scale)
-    assert flat.tolist() == [True, True, False, True] and torch.isfinite(adv).all() and (adv[flat] == 0).all() and (adv[2] != 0).all()
-
-
-def test_probability_scale_keeps_the_weight_of_the_selection():
-    "One right try: divided by what it stands for itself, not by what its weight stands for"
-    reward, share, weight = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.5, 0.1, 0.2]), torch.tensor([0.5, 0.4, 0.2])
-    mean, own = (group_advantage(reward, weight, s, share=share)[0] for s in ("mean", "probability"))
-    assert torch.allclose(mean, (reward - 0.4 / 1.1) / (0.4 / 1.1)) and torch.allclose(own, (reward - 0.4 / 1.1) / 0.1)
-
-
-@pytest.mark.parametrize(("arguments", "message"), [(("std",), "none of none, group, mean, probability"), (("none", "loo"), "none of mean, leave_one_out"), (("none", "split"), "GRPO.advantages"), (("mean",), "a reward is -1: scale 'mean' divides"), (("probability",), "'probability' divides")])
-def test_what_an_advantage_cannot_be_made_of(arguments, message):
-    with pytest.raises(ValueError, match=message): group_advantage(torch.tensor([1.0, -1.0]), torch.full((2,), 0.5), *arguments)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_rewards_must_be_finite(bad):
-    with pytest.raises(ValueError, match=f"a reward is {bad}"): group_advantage(torch.tensor([1.0, bad]), torch.full((2,), 0.5))
-
-
 def test_loss_against_loops():
     "Clipping on both sides, weights, masks, both normalisers"
     g = torch.Generator().manual_seed(0)
@@ -91,14 +47,6 @@ def test_loss_against_loops():
     assert loss.item() == pytest.approx(-total / weight.sum().item(), rel=1e-5)
     assert shares["clip_low"] == pytest.approx(low / weight.sum().item(), rel=1e-5) and shares["clip_high"] == pytest.approx(high / weight.sum().item(), rel=1e-5) and min(shares.values()) > 0
     assert grpo_loss(new, old, adv, weight, 0.1, 0.3, normalizer=8)[0].item() == pytest.approx(-total / 8, rel=1e-5)
-
-
-def test_kl():
-    g = torch.Generator().manual_seed(0)
-    logp, ref = torch.randn(3, 9, generator=g).log_softmax(-1), torch.randn(3, 9, generator=g).log_softmax(-1)
-    expected = torch.nn.functional.kl_div(ref, logp, log_target=True, reduction="none").sum(-1)
-    assert torch.allclose(kl_exact(logp, ref), expected, atol=1e-6)
-    assert torch.allclose((logp.exp() * k3(logp, ref)).sum(-1), expected, atol=1e-6) and (k3(logp, ref) >= 0).all()
 
 
 @pytest.mark.parametrize(("scale", "maximised"), [("none", lambda p: p), ("group", lambda p: 2 * p.sqrt().arcsin()), ("mean", torch.log), ("probability", torch.log)])
@@ -209,6 +157,45 @@ def test_rollouts_expect_the_enumerated_gradient(estimator, baseline, sound):
     assert (cosine > 0.97) == sound
 
 
+def tree_gradient(scale, baseline, first, success):
+    "Expected push on the logits of a first character, all of them tried, and of the success behind each; outcomes enumerated"
+    n, method = len(first), GRPO(GRPOConfig(scale, baseline), CandidateConfig("exact"), len(first))
+    came = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * n)
+    weight, yes = first.expand(len(came), n), torch.ones(len(came), dtype=torch.bool)
+    chosen, drawn, _ = method.advantages(came, Candidates(torch.arange(n).expand(len(came), n), weight, weight, yes, yes))
+    chance = torch.where(came == 1, success, 1 - success).prod(-1)[:, None]
+    on_first = (chance * weight * chosen).sum(0)
+    return torch.cat([on_first - on_first.sum() * first, (chance * weight * drawn * (came - success)).sum(0)])
+
+
+FIRST, SUCCESS = [(0.5, 0.3, 0.2), (0.99, 0.006, 0.004)], torch.tensor([0.3, 0.5, 0.9])
+
+
+@pytest.mark.parametrize("first", FIRST)
+@pytest.mark.parametrize("scale", SCALES)
+def test_split_expects_the_enumerated_gradient(scale, first):
+    "Chosen and drawn characters of a branch have one factor: 1 without scale, else what the others leave it to be divided by"
+    first, factor = torch.tensor(first), torch.ones(3)
+    if scale in ("mean", "probability"):
+        for i in range(3):
+            others = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 2)
+            p, w = (torch.cat([x[:i], x[i + 1 :]]) for x in (SUCCESS, first))
+            factor[i] = (torch.where(others == 1, p, 1 - p).prod(-1) / (first[i] + others @ w)).sum()
+    value = factor * first * SUCCESS
+    true = torch.cat([value - value.sum() * first, value * (1 - SUCCESS)])
+    found = tree_gradient(scale, "split", first, SUCCESS)
+    if scale == "group": assert torch.nn.functional.cosine_similarity(found, true, 0) > 0.99  # a factor for each of both parts
+    else: assert torch.allclose(found, true, atol=1e-5)
+
+
+@pytest.mark.parametrize(("baseline", "first", "least", "most"), [("mean", FIRST[0], 0.95, 0.97), ("mean", FIRST[1], 0.4, 0.45), ("leave_one_out", FIRST[0], 0.96, 0.98)])
+def test_one_baseline_for_chosen_and_drawn_is_not_sound(baseline, first, least, most):
+    "Without scale: a branch that weighs much hardly pushes what it drew, or what was chosen is not compared with one number"
+    first = torch.tensor(first)
+    one, split = (tree_gradient("none", b, first, SUCCESS) for b in (baseline, "split"))
+    assert least < torch.nn.functional.cosine_similarity(one, split, 0) < most
+
+
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out", "split"])
 def test_baselines_of_chosen_and_drawn_characters(baseline):
     "Half of the contexts guided: mean for chosen characters, leave one out for drawn ones, and for everything where all was drawn"
@@ -238,6 +225,39 @@ def test_partial_credit_along_branches():
             seen.add((right, credited))
             assert reward == pytest.approx((right + 0.2 * credited) / 3)
     assert {(0, True), (0, False), (1, True)} <= seen
+
+
+def ragged(batch, seed):
+    "A rollout objective that has called a model once: its loss, its metrics and itself; answers end early"
+    objective = Rollouts(GRPOConfig("none"), CandidateConfig("on_policy", n_samples=6), V, 3, end=2, seed=seed)
+    return *objective(tiny(), batch), objective
+
+
+def test_batches_of_an_update_count_by_their_weights():
+    "Answers of several lengths in two batches: by `terms` the mean over all tries, which the mean of both means is not"
+    (a, _, first), (b, _, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
+    adv, weight = (torch.cat([getattr(o.tries, name).flatten() for o in (first, second)]) for name in ("adv", "weight"))
+    whole, terms = -(weight * adv).sum() / weight.sum(), [o.terms(dict(tokens=1)) for o in (first, second)]
+    assert ((a * terms[0] + b * terms[1]) / sum(terms)).item() == pytest.approx(whole.item(), abs=1e-6)
+    assert abs((a + b).item() / 2 - whole.item()) > 1e-4
+
+
+def test_what_an_update_sums_and_what_it_takes_the_extremes_of():
+    "Lowest, highest and number of two batches, as if they were one"
+    (_, a, first), (_, b, second) = (ragged(random_ids(rows, 10, seed=rows), seed=rows) for rows in (2, 5))
+    how = dict(sum=sum, min=min, max=max)
+    both = {name: how[kind]((a[name], b[name])) for name, kind in GRPO.reductions.items()}
+    reward = torch.cat([o.tries.reward.flatten() for o in (first, second)])
+    written = sum((o.tries.weight > 0).sum().item() for o in (first, second))
+    assert both == dict(tokens=7 * 3, generated=written, reward_min=reward.min().item(), reward_max=reward.max().item())
+
+
+@pytest.mark.parametrize("form", [lambda e: AllPositions(GRPOConfig(), e, V), lambda e: Rollouts(GRPOConfig(), e, V, 3)])
+@pytest.mark.parametrize("estimator", ["on_policy", "exact"])
+def test_a_policy_that_is_no_number_stops_the_loop(form, estimator):
+    model = tiny()
+    with torch.no_grad(): next(model.parameters()).fill_(torch.nan)
+    with pytest.raises(NonFiniteLoss): train(model, form(CandidateConfig(estimator)), Windows(text(), 9, 4), TrainConfig(steps=2), progress=False)
 
 
 def test_metrics_have_their_names():
@@ -289,6 +309,19 @@ def test_training_resumes_bit_for_bit(form, tmp_path):
     assert [r["loss"] for r in again] == [r["loss"] for r in whole] and [r["grad_norm"] for r in again] == [r["grad_norm"] for r in whole]
 
 
+def test_operations_of_a_later_epoch_are_its_own():
+    "The first pass writes, the second only learns: the total is that of each pass counted by itself"
+    objective, model, counts = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3), tiny(), []
+    counted = lambda model, batch: (counts.append(count_flops(model, objective, batch)), objective(model, batch))[1]
+    for windows, step in zip(Windows(text(), 9, 4), range(4)):
+        counted(model, windows)
+        with torch.no_grad():
+            for p in model.parameters(): p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+    fresh = Rollouts(GRPOConfig("none", num_iterations=2), CandidateConfig("on_policy"), V, 3)
+    rows = train(tiny(), fresh, Windows(text(), 9, 4), TrainConfig(steps=4, warmup=0), progress=False)
+    assert [r["flops"] for r in rows] == [sum(counts[:n]) for n in range(1, 5)] and counts[0] == counts[2] > counts[1] == counts[3]
+
+
 def test_state_has_one_set_of_names():
     objective = AllPositions(GRPOConfig(num_iterations=2), CandidateConfig("on_policy"), V)
     before = set(objective.state_dict())
@@ -311,7 +344,7 @@ def test_dropout_is_off_while_a_policy_tries():
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    (dict(scale_rewards="std"), "none of none, group, mean, probability"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"),
+    (dict(scale_rewards="std"), "none of none, group, mean, probability"), (dict(baseline="loo"), "none of mean, leave_one_out"), (dict(kl_estimator="k1"), "none of exact, k3"), (dict(deviation="std"), "none of population, sample"),
     (dict(beta=-1.0), "beta"), (dict(beta=float("nan")), "beta"), (dict(partial_credit=1.5), "partial_credit"), (dict(epsilon=1.0), "epsilon"), (dict(num_iterations=0), "num_iterations")])
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message): GRPOConfig(**settings)
@@ -328,23 +361,10 @@ def test_refusals_before_training():
     with pytest.raises(ValueError, match="branches of 0"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 0)
     with pytest.raises(ValueError, match="prefix match"): Rollouts(GRPOConfig(partial_credit=0.1), CandidateConfig("exact"), V, 2, reference, whole_match)
     with pytest.raises(ValueError, match="do not fit a context of 12"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3)(tiny(), random_ids(2, 30))
+    for objective, shape in ((AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (2, 1)), (Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 3), (2, 3)), (AllPositions(GRPOConfig(), CandidateConfig("exact"), V), (0, 9))):
+        with pytest.raises(ValueError, match=f"batch of {shape[0]} windows of {shape[1]} characters: it needs"): objective(tiny(), torch.zeros(shape, dtype=torch.long))
+    with pytest.raises(ValueError, match="5 likeliest characters, and there are 4"): AllPositions(GRPOConfig(partial_credit=0.2), CandidateConfig("exact"), 4, NGram.fit(text() % 4, 4, 2))
     with pytest.raises(ValueError, match="must be finite"): Rollouts(GRPOConfig(), CandidateConfig("exact"), V, 2, reward=lambda branches, target: torch.full(branches.shape[:2], torch.nan))(tiny(), random_ids(2, 10))
-
-
-def test_rounding_is_no_advantage():
-    "A reward that was added up from parts differs from 1 in its last digit; a real difference of a thousandth counts"
-    reward = torch.ones(2, 8)
-    reward[0, 0] = sum([torch.tensor(0.1)] * 10)
-    reward[1, 0] = 1.001
-    assert reward[0, 0] != 1
-    adv, flat = group_advantage(reward, torch.full_like(reward, 1 / 8), "group")
-    assert flat.tolist() == [True, False] and (adv[0] == 0).all() and adv[1, 0] > 2
-
-
-@pytest.mark.parametrize("kind", [torch.long, torch.bool])
-def test_rewards_that_count_are_not_cast_to_nothing(kind):
-    adv, _ = group_advantage(torch.tensor([[1, 0, 0, 1]]).to(kind), torch.full((1, 4), 0.25))
-    assert adv.tolist() == [[0.5, -0.5, -0.5, 0.5]] and adv.dtype == torch.float32
 
 
 @pytest.mark.parametrize("adv, weight", [((0.5, -0.5, 1.0), (1, 1, 0)), ((0.5, -0.5, 1.0), (1, 1, 1)), ((0.5, -0.5, 0.0), (1, 1, 1))])
@@ -354,4 +374,3 @@ def test_what_does_not_count_cannot_overflow(adv, weight):
     loss, _ = grpo_loss(logp, torch.tensor([-1.0, -0.5, -120.0]), torch.tensor(adv), torch.tensor(weight).float())
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(logp.grad).all() and logp.grad[2] == 0 and (logp.grad[:2] != 0).all()
-    assert (torch.zeros(1) * k3(torch.tensor([-120.0]), torch.tensor([-3.0]))).item() == 0

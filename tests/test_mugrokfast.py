@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from refine_nb.branches import Trunk, branch_logits
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, _visible_logits, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
-from refine_nb.quiet_star import Forks, QuietConfig, QuietGPT, Reading
+from refine_nb.mugrokfast import QUINTIC, LogitWatch, MuGrokfast, MuGrokfastConfig, grokfast, hidden_matrices, muon_update, newton_schulz, qk_clip
+from refine_nb.prefix import Prefix, branch_logits, tree_logits
+from refine_nb.quiet_star import QuietConfig, QuietGPT
 from refine_nb.tables import read_runs
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trm import RecursiveGPT, TRMConfig
@@ -176,11 +176,20 @@ def test_the_watch_sees_what_attention_sees():
     assert torch.allclose(torch.stack(watch.largest), both, rtol=1e-5)
 
 
-@pytest.mark.parametrize("how", ["nothing", "causal", "Boolean", "added"])
-def test_the_logits_are_those_of_scaled_dot_product_attention(how):
-    q, k, v, added = torch.randn(4, 2, 3, 5, 8, generator=torch.Generator().manual_seed(4)).unbind()
-    mask = dict(nothing={}, causal=dict(is_causal=True), Boolean=dict(attn_mask=torch.ones(5, 5).triu().bool()), added=dict(attn_mask=added[..., :5]))[how]
-    assert torch.allclose(_visible_logits(q, k, v, **mask).softmax(-1) @ v, torch.nn.functional.scaled_dot_product_attention(q, k, v, **mask), atol=1e-5)
+def test_the_watch_sees_trees_under_their_mask():
+    "A path and a sibling, against the two paths in rows of their own"
+    model, text = loud(tiny()), ids(3, 5)
+    watch = LogitWatch(model)
+    tree_logits(model, text, torch.tensor([-1, 0, 1, 0, 3]))
+    with torch.no_grad(): seen = [by_hand(model, text[:, path], lambda _: slice(None)) for path in ([0, 1, 2], [0, 3, 4])]
+    assert torch.allclose(torch.stack(watch.largest), torch.stack(seen).amax(0), rtol=1e-5)
+
+
+def test_two_watches_see_the_same():
+    model = loud(tiny())
+    one, two = LogitWatch(model), LogitWatch(model)
+    model(ids(2, 12))
+    assert torch.equal(torch.stack(one.largest), torch.stack(two.largest))
 
 
 def test_a_watch_needs_attention():
@@ -203,7 +212,7 @@ def test_the_watch_sees_trunks_and_branches(seed):
     "Every branch in a row of its own; a trunk asks only its last position in its last layer"
     model, prefix, branches = loud(tiny()), ids(3, 6, seed=seed), ids(3 * 2, 5, seed=seed + 50).unflatten(0, (3, 2))
     watch = LogitWatch(model)
-    branch_logits(Trunk(model, prefix), branches)
+    branch_logits(Prefix(model, prefix), branches)
     rows = torch.cat([prefix[:, None].expand(3, 2, 6), branches[..., :-1]], -1).flatten(0, 1)
     with torch.no_grad(): seen = by_hand(model, rows, lambda layer: slice(5 if layer + 1 == len(model.blocks) else 0, None))
     assert torch.allclose(torch.stack(watch.largest), seen, rtol=1e-5)
@@ -214,7 +223,7 @@ def test_the_watch_sees_thoughts_inside_a_text(seed):
     "A text, and branches after each of its positions, against the text and every branch in a row of its own"
     model, text, branches = loud(tiny()), ids(2, 6, seed=seed), ids(2 * 6, 4, seed=seed + 50).unflatten(0, (2, 6))
     watch = LogitWatch(model)
-    Forks(Reading(model, text), torch.arange(6).expand(2, 6))(branches)
+    model.hidden(branches.flatten(1), Prefix(model, text, every=True).branches(at=torch.arange(6).expand(2, 6)))
     with torch.no_grad(): seen = [by_hand(model, text, lambda _: slice(None))] + [by_hand(model, torch.cat([text[:, : p + 1], branches[:, p]], 1), lambda _: slice(None)) for p in range(6)]
     assert torch.allclose(torch.stack(watch.largest), torch.stack(seen).amax(0), rtol=1e-5)
 

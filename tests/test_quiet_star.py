@@ -5,13 +5,14 @@ from itertools import product
 import pytest
 import torch
 
-from refine_nb.branches import Trunk
 from refine_nb.confidence import ConfidenceAwareGPT
 from refine_nb.data import Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.quiet_star import MIXINGS, PLACES, Forks, MixingHead, QuietConfig, QuietGPT, QuietSTaR, Reading, ThoughtConfig, ThoughtGenerator, ThoughtInjector, evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, thought_logp, true_after
+from refine_nb.prefix import Prefix
+from refine_nb.quiet_star import (MIXINGS, PLACES, MixingHead, QuietConfig, QuietGPT, QuietSTaR, ThoughtInjector,
+                                  evaluate_thoughts, mix, predict, predicted_loss, think, thought_gains, true_after)
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, thought_logp
 from refine_nb.train import TrainConfig, count_flops, train
-from refine_nb.trm import NormedGPT
 
 CFG = ThoughtConfig(9, 10, n_thoughts=3, length=4, ahead=3)
 
@@ -43,29 +44,34 @@ def one_row_each(model, ids, at, branches):
 AT = torch.tensor([[0, 7, 3, 3], [9, 1, 0, 9]])
 
 
-def test_forks_equal_one_row_each(model):
+def leaving(reading, branches):
+    "The last layer along branches that leave a text at `AT`"
+    return reading.model.hidden(branches.flatten(1), reading.branches(at=AT)).unflatten(1, (4, -1))
+
+
+def test_branches_equal_one_row_each(model):
     ids, branches = random_ids(2, 10), random_ids(2, 4, 5, seed=2)
-    assert torch.allclose(Forks(Reading(model, ids), AT)(branches), one_row_each(model, ids, AT, branches), atol=1e-5)
+    assert torch.allclose(leaving(Prefix(model, ids, every=True), branches), one_row_each(model, ids, AT, branches), atol=1e-5)
 
 
-def test_forks_read_in_parts_what_they_read_at_once(model):
-    reading, branches = Reading(model, random_ids(2, 10)), random_ids(2, 4, 6, seed=2)
-    forks = Forks(reading, AT)
-    parts = torch.cat([forks(part) for part in branches.split([1, 3, 2], -1)], 2)
-    assert torch.allclose(parts, Forks(reading, AT)(branches), atol=1e-5)
+def test_branches_read_in_parts_what_they_read_at_once(model):
+    reading, branches = Prefix(model, random_ids(2, 10), every=True), random_ids(2, 4, 6, seed=2)
+    growing = reading.branches(at=AT)
+    parts = torch.cat([model.hidden(part.flatten(1), growing).unflatten(1, (4, -1)) for part in branches.split([1, 3, 2], -1)], 2)
+    assert torch.allclose(parts, leaving(reading, branches), atol=1e-5)
 
 
 def test_gradients_equal_one_row_each(model):
     ids, branches, pick = random_ids(2, 10), random_ids(2, 4, 5, seed=2), torch.randn(2, 4, 5, 16, generator=generator())
-    grads = [torch.autograd.grad((h * pick).sum(), list(model.parameters()), allow_unused=True) for h in (Forks(Reading(model, ids), AT)(branches), one_row_each(model, ids, AT, branches))]
+    grads = [torch.autograd.grad((h * pick).sum(), list(model.parameters()), allow_unused=True) for h in (leaving(Prefix(model, ids, every=True), branches), one_row_each(model, ids, AT, branches))]
     assert max((a - b).abs().max() for a, b in zip(*grads) if b is not None) < 1e-4 * max(b.abs().max() for b in grads[1] if b is not None)
 
 
 def test_thoughts_see_no_later_text_and_no_other_thought(model):
     ids, branches = random_ids(2, 10), random_ids(2, 4, 5, seed=2)
-    before = Forks(Reading(model, ids), AT)(branches)
+    before = leaving(Prefix(model, ids, every=True), branches)
     ids[:, 4:], branches[:, 0] = (ids[:, 4:] + 1) % 9, (branches[:, 0] + 1) % 9
-    same = Forks(Reading(model, ids), AT)(branches).isclose(before, atol=1e-6).all(-1).all(-1)
+    same = leaving(Prefix(model, ids, every=True), branches).isclose(before, atol=1e-6).all(-1).all(-1)
     assert same.tolist() == [[False, False, True, True], [False, True, True, False]]
 
 
@@ -76,7 +82,7 @@ def test_thinking_at_every_position_equals_one_after_another(model):
         row = torch.cat([ids[i, : p + 1], torch.tensor([9])])
         for _ in range(6): row = torch.cat([row, model(row[None])[0, -1, :9].argmax()[None]])
         rows.append(row[-6:])
-    assert torch.equal(think(Reading(model, ids), at, cfg).flatten(0, 1), torch.stack(rows))
+    assert torch.equal(think(Prefix(model, ids, every=True), at, cfg).flatten(0, 1), torch.stack(rows))
 
 
 def test_thoughts_are_drawn_and_learned_without_dropout():
@@ -89,7 +95,7 @@ def test_thoughts_are_drawn_and_learned_without_dropout():
 def test_drawn_thoughts_follow_the_masked_distribution():
     model, cfg = scattered(ContextualGPT(GPTConfig(5, context=8, n_layers=1, n_heads=1, width=8))), ThoughtConfig(3, 4, length=1)
     ids = torch.tensor([[0, 2, 1]])
-    drawn = think(Reading(model, ids), torch.full((1, 20000), 1), cfg, generator())[0, :, 0].bincount(minlength=5) / 20000
+    drawn = think(Prefix(model, ids, every=True), torch.full((1, 20000), 1), cfg, generator())[0, :, 0].bincount(minlength=5) / 20000
     true = model(torch.tensor([[0, 2, 3]]))[0, -1, :3].softmax(-1)
     assert torch.allclose(drawn[:3], true, atol=0.015) and drawn[3:].sum() == 0
     assert torch.allclose(thought_logp(model(torch.tensor([[0, 2, 3]]))[0, -1], cfg).exp()[:3], true, atol=1e-6)
@@ -97,7 +103,7 @@ def test_drawn_thoughts_follow_the_masked_distribution():
 
 def test_dropout_is_off_while_thinking():
     model = ContextualGPT(GPTConfig(11, context=24, n_layers=2, n_heads=2, width=16, dropout=0.5))
-    reading, at = Reading(model.eval(), random_ids(1, 6)), torch.arange(6)[None]
+    reading, at = Prefix(model.eval(), random_ids(1, 6), every=True), torch.arange(6)[None]
     model.train()
     greedy = [think(reading, at, ThoughtConfig(9, 10, length=8, temperature=0.0)) for _ in range(2)]
     assert torch.equal(*greedy) and model.training
@@ -127,7 +133,7 @@ def test_mixing_starts_at_a_weight_that_does_not_depend_on_the_thoughts(kind):
 def test_predictions_equal_one_row_for_each_thought(mixing):
     model, batch, at = quiet(mixing=mixing), random_ids(2, 12), torch.tensor([[0, 5], [8, 2]])
     ids, following = random_ids(2, 2, 3, 4, seed=3), true_after(batch, at, 3)
-    said = predict(model, Reading(model, batch[:, :-1]), at, ids, following)
+    said = predict(model, Prefix(model, batch[:, :-1], every=True), at, ids, following)
     for i, j, g in product(range(2), range(2), range(3)):
         p, mark = int(at[i, j]), torch.tensor
         row = torch.cat([batch[i, : p + 1], mark([9]), ids[i, j, g], mark([10]), batch[i, p + 1 : p + 3]])
@@ -145,7 +151,7 @@ def test_policy_gradient_is_that_of_the_expected_reward(n_thoughts, rows):
     cfg = ThoughtConfig(3, 4, n_thoughts=n_thoughts, length=2, ahead=2)
     model, batch = quiet(cfg, n_symbols=5, n_layers=1, context=10), torch.tensor([[0, 2, 1, 1]])
     at, every = torch.tensor([[0, 1]]), torch.cartesian_prod(*[torch.arange(3)] * 2).expand(1, 2, 9, 2)
-    said = predict(model, Reading(model, batch[:, :-1]), at, every, true_after(batch, at, 2))
+    said = predict(model, Prefix(model, batch[:, :-1], every=True), at, every, true_after(batch, at, 2))
     reward = said.thoughtful.detach().sum(2)
     names = [n for n, _ in model.named_parameters() if not n.startswith("mixing")]
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, [model.get_parameter(n) for n in names])])
@@ -166,7 +172,7 @@ def test_what_an_update_counts():
 
 def test_where_to_think():
     model, ids = quiet(), random_ids(3, 10)
-    reading = Reading(model, ids)
+    reading = Prefix(model, ids, every=True)
     logp = model(ids)[:, :8].log_softmax(-1)
     unsure = (-(logp.exp() * logp).sum(-1)).topk(3).indices.sort().values
     chosen = {where: ThoughtInjector(where, 3, (lambda r: -r.ids.double()) if where == "difficulty" else None)(reading, 8, generator()) for where in PLACES}
@@ -217,7 +223,7 @@ def automaton(row, own_end, c, stop, answer):
 
 def test_generated_thoughts_end_and_are_answered(model):
     c = ThoughtConfig(9, 10, n_thoughts=40, length=6)
-    trunk = Trunk(model, random_ids(3, 5))
+    trunk = Prefix(model, random_ids(3, 5))
     found = ThoughtGenerator(c, answer=4, stop=0)(trunk, generator=generator())
     assert found.ids.shape == (3, 40, 12) and 0 < found.ended.float().mean() < 1
     for i, g in product(range(3), range(40)):
@@ -237,14 +243,14 @@ class Scripted(ContextualGPT):
 def test_a_thought_that_ends_itself_at_the_limit_was_not_cut(length, ended):
     model = Scripted(GPTConfig(11, context=24, n_layers=1, n_heads=1, width=8))
     model.script = torch.tensor([3, 4, 10, 5, 0, 0, 0])
-    found = ThoughtGenerator(ThoughtConfig(9, 10, n_thoughts=1, length=length), answer=2, stop=0)(Trunk(model, random_ids(1, 5)), temperature=0.0)
+    found = ThoughtGenerator(ThoughtConfig(9, 10, n_thoughts=1, length=length), answer=2, stop=0)(Prefix(model, random_ids(1, 5)), temperature=0.0)
     assert bool(found.ended) == ended and found.ids[0, 0, :3].tolist() == [9, 3, 4 if length > 1 else 10]
     assert bool(found.chosen[0, 0, min(length, 2) + 1]) == (length == 3) and int(found.inside.sum()) == min(length, 2)  # at the limit nothing is chosen
 
 
 def test_greedy_thought_is_the_models_own(model):
     c, prompt = ThoughtConfig(9, 10, n_thoughts=1, length=6), random_ids(2, 5)
-    found = ThoughtGenerator(c, answer=4, stop=0)(Trunk(model, prompt), temperature=0.0)
+    found = ThoughtGenerator(c, answer=4, stop=0)(Prefix(model, prompt), temperature=0.0)
     for i in range(2):
         row = torch.cat([prompt[i], found.ids[i, 0]])
         best = model(row[None])[0, 4:-1].argmax(-1)
@@ -288,12 +294,12 @@ def test_impossible_thoughts_are_refused(change, message):
 
 @pytest.mark.parametrize("act, message", [
     (lambda m: ThoughtInjector("everywhere"), "did you mean 'every'"), (lambda m: ThoughtInjector("random", 0), "count is 0"), (lambda m: ThoughtInjector("difficulty", 1), "needs one"),
-    (lambda m: ThoughtInjector("entropy", 1, lambda r: r.ids), "nothing else does"), (lambda m: ThoughtInjector("random", 9)(Reading(m, random_ids(1, 5)), 5), "9 places among 5"),
+    (lambda m: ThoughtInjector("entropy", 1, lambda r: r.ids), "nothing else does"), (lambda m: ThoughtInjector("random", 9)(Prefix(m, random_ids(1, 5), every=True), 5), "9 places among 5"),
     (lambda m: MixingHead(8, "gates"), "did you mean 'gate'"), (lambda m: QuietSTaR(-1.0), "policy_weight is -1"), (lambda m: QuietSTaR(read_weight=math.inf), "read_weight is inf"),
-    (lambda m: QuietSTaR()(m, random_ids(2, 3)), "leave no place"), (lambda m: think(Reading(m, random_ids(1, 20)), torch.tensor([[18]]), CFG), "context=25"),
-    (lambda m: Forks(Reading(m, random_ids(1, 5)), torch.tensor([[5]])), "not .5."), (lambda m: Forks(Reading(m, random_ids(1, 20)), torch.tensor([[19]]))(random_ids(1, 1, 5)), "does not fit"),
+    (lambda m: QuietSTaR()(m, random_ids(2, 3)), "leave no place"), (lambda m: think(Prefix(m, random_ids(1, 20), every=True), torch.tensor([[18]]), CFG), "context=25"),
+    (lambda m: Prefix(m, random_ids(1, 5)).branches(at=torch.tensor([[5]])), "not .5."), (lambda m: m.hidden(random_ids(1, 5), Prefix(m, random_ids(1, 20)).branches(at=torch.tensor([[19]]))), "does not fit"),
     (lambda m: QuietConfig(11, context=8, thoughts=CFG), "context=9"), (lambda m: QuietConfig(10, thoughts=CFG), "not among the 10 symbols"), (lambda m: QuietConfig(11, thoughts=CFG, mixing="sum"), "no mixing 'sum'"),
-    (lambda m: ThoughtGenerator(CFG, 0, 0), "answer of 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Trunk(m, random_ids(1, 5)), 0), "n_thoughts is 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Trunk(m, random_ids(1, 5)), 1, -1.0), "temperature is -1"), (lambda m: ThoughtGenerator(CFG, 16, 0)(Trunk(m, random_ids(1, 5))), "context=26"),
+    (lambda m: ThoughtGenerator(CFG, 0, 0), "answer of 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Prefix(m, random_ids(1, 5)), 0), "n_thoughts is 0"), (lambda m: ThoughtGenerator(CFG, 2, 0)(Prefix(m, random_ids(1, 5)), 1, -1.0), "temperature is -1"), (lambda m: ThoughtGenerator(CFG, 16, 0)(Prefix(m, random_ids(1, 5))), "context=26"),
 ])
 def test_bad_input_is_refused(act, message):
     model = quiet()
@@ -307,17 +313,13 @@ def test_thoughts_that_cannot_be_taught_are_refused(cfg, message):
     assert loss.isfinite()
 
 
-def test_models_that_read_otherwise_are_refused():
-    with pytest.raises(TypeError, match="NormedGPT"): Reading(NormedGPT(GPTConfig(11, context=24, n_layers=1, n_heads=1, width=8)), random_ids(1, 5))
-
-
 @pytest.mark.parametrize("feedback", [0, 2])
 def test_places_of_predicted_loss_are_where_the_head_says(feedback):
     model, ids = quiet(), random_ids(2, 9)
     aware = scattered(ConfidenceAwareGPT(model.cfg, feedback=feedback))
     heard = aware.previous(ids) if feedback else torch.zeros(2, 9, 1)
-    pred = aware.confidence_predictor(aware.through(aware.embed(ids), heard))[..., 0]
-    reading = Reading(model, ids)
+    pred = aware.confidence_predictor(aware.hidden(ids, confidence_scalars=heard))[..., 0]
+    reading = Prefix(model, ids, every=True)
     assert torch.allclose(predicted_loss(aware)(reading), pred, atol=1e-6) and pred.std() > 0.01
     assert ThoughtInjector("difficulty", 3, predicted_loss(aware))(reading, 6).tolist() == [sorted(row[:6].topk(3).indices.tolist()) for row in pred]
     with pytest.raises(ValueError, match="same vocabulary"): predicted_loss(ConfidenceAwareGPT(GPTConfig(3, context=24)))(reading)

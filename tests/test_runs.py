@@ -88,6 +88,28 @@ def test_what_start_run_refuses(project):
     with pytest.raises(ParameterError, match="is of type str"): start(project, seed="1")
 
 
+def test_a_copy_that_keeps_the_old_name_is_refused(project, monkeypatch):
+    "Its rows would be filed under the other experiment: in a sweep, and where JupyterLab says which notebook runs"
+    copy = write_notebook(project / "experiments" / "copy.ipynb", [*toy_cells(), ("x = 1", [])])
+    request = project / "request.json"
+    request.write_text(json.dumps({"notebook": str(copy), "runs": str(project / "runs"), "needs": {}}))
+    monkeypatch.setenv(records.REQUEST, str(request))
+    with pytest.raises(ParameterError, match=r"copy.ipynb calls start_run\('toy'\).*write start_run\('copy', …\)"): start(project)
+    monkeypatch.delenv(records.REQUEST)
+    monkeypatch.setenv("JPY_SESSION_NAME", "experiments/copy.ipynb")
+    monkeypatch.setattr(records, "_history", lambda: ["x = 1"])
+    with pytest.raises(ParameterError, match="copy.ipynb calls start_run"): start(project)
+    monkeypatch.setattr(records, "_history", lambda: ["y = 1"])  # a cell of another notebook
+    start(project)
+
+
+def test_a_damaged_record_is_named(project):
+    path = start(project).finish({"x": 1}) / "run.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(_attempts.RecordError, match=r"run.json cannot be read .*line .*: remove the folder .*runs it again"):
+        published(path.parent)
+
+
 def test_what_a_run_builds_on_has_to_go_with_it(project):
     first = start(project, seed=3)
     first.finish({"x": 1})
@@ -231,6 +253,26 @@ def test_a_living_attempt_is_left_alone_and_a_dead_one_is_not(tmp_path):
     other.kill()
     other.wait()
     assert adopt(mine) is True and not folder.exists()
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_changed_hostname_hides_no_checkpoint_on_a_local_disk(project, monkeypatch, local):
+    "Where other machines may be at work in the folder, another name may be another machine"
+    old = dead_attempt(project, [{"step": 1, "loss": 1.0}])
+    monkeypatch.setattr(_attempts.socket, "gethostname", lambda: "other")
+    monkeypatch.setattr(_attempts, "_on_local_disk", lambda folder: local)
+    assert start(project).adopted is local and old.exists() is not local
+
+
+@pytest.mark.skipif(not Path("/proc/self/mountinfo").exists(), reason="only Linux tells the kind of a file system so")
+def test_the_kind_of_a_disk_is_known(tmp_path, monkeypatch):
+    mounts = Path("/proc/self/mountinfo").read_text()
+    place = f"{os.major(os.stat(tmp_path).st_dev)}:{os.minor(os.stat(tmp_path).st_dev)}"
+    said = lambda kind: mounts + f"1 1 {place} / / rw - {kind} disk rw\n"
+    monkeypatch.setattr(_attempts, "_LOCAL", {"mine"})
+    for kind, local in (("mine", True), ("nfs4", False)):
+        monkeypatch.setattr(Path, "read_text", lambda self, kind=kind, **kwargs: said(kind))
+        assert _attempts._on_local_disk(tmp_path) is local
 
 
 def test_an_orphan_kernel_is_waited_for(tmp_path):

@@ -5,9 +5,16 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, ttest_1samp
 
-from refine_nb.statistics import Interval, mean_interval
-from refine_nb.statistics import (clip_interval, holm, no_effect, paired_proportion_interval, proportion_interval,
-                                  proportion_p, sign_flip_p, t_p)
+from refine_nb.statistics import (
+    Interval,
+    holm,
+    mean_interval,
+    paired_proportion_interval,
+    proportion_interval,
+    proportion_p,
+    sign_flip_p,
+    t_p,
+)
 
 DRAWS = np.random.default_rng(0)
 
@@ -74,7 +81,7 @@ def test_holm_against_its_definition():
 
 
 def test_cutting_and_margins():
-    assert clip_interval(Interval(0.4, -0.2, 1.1, 5), 0, 1) == (0.4, 0, 1, 5)
-    assert clip_interval(mean_interval([0.4, 0.5]), 0, 1).n == 2
-    assert no_effect(Interval(0, -0.1, 0.1, 5), 0.1) and not no_effect(Interval(0, -0.1, 0.11, 5), 0.1)
-    assert not no_effect(Interval(0.05, 0.01, 0.09, 5), 0.1)
+    assert Interval(0.4, -0.2, 1.1, 5).clip(0, 1) == (0.4, 0, 1, 5)
+    assert mean_interval([0.4, 0.5]).clip(0, 1).n == 2
+    assert Interval(0, -0.1, 0.1, 5).no_effect(0.1) and not Interval(0, -0.1, 0.11, 5).no_effect(0.1)
+    assert not Interval(0.05, 0.01, 0.09, 5).no_effect(0.1)

@@ -316,9 +316,185 @@ def test_code_changed_in_the_middle_of_a_sweep_is_not_published(toy):
     toy.at_work()
     write_notebook(toy.notebook, toy_cells(body=BODY + "\nextra = 1"))
     driver.communicate(timeout=60)
-    assert driver.returncode == 1 and len(list(toy.root.glob("runs/.failed/*"))) >= 1
-    said = [p.read_text() for p in toy.root.glob("runs/.failed/*/traceback.txt")]
-    assert any("the code was changed after the sweep was planned" in t or "not the code in the files" in t for t in said)
+    assert driver.returncode == 1 and [r["params"]["seed"] for r in toy.published().values()] == [0]  # it began before
+    said, = [p.read_text() for p in toy.root.glob("runs/.failed/*/traceback.txt")]
+    assert "the code was changed after the sweep was planned" in said
+
+
+def test_a_comment_saved_while_runs_are_at_work_costs_none(toy):
+    "Neither the run at work nor the next one; a start-up file of IPython and a kernel that dies after `finish` neither"
+    startup = toy.root / "ipython" / "profile_default" / "startup" / "00.py"
+    startup.parent.mkdir(parents=True)
+    startup.write_text(f"open({str(toy.root / 'started')!r}, 'w').close()")
+    toy.env["IPYTHONDIR"] = str(toy.root / "ipython")
+    dies = "import os\nos.kill(os.getpid(), 9)"
+    write_notebook(toy.notebook, toy_cells(report=dies))
+    driver = toy.start("sweep", toy.sweep("  - {seed: 0, pause: 0.3}\n  - {seed: 1}"), "--workers", 1)
+    toy.at_work()
+    commented = BODY.replace("run = start_run", "# a comment\nrun =   start_run")
+    write_notebook(toy.notebook, [*toy_cells(body=commented, report=dies), ("# what comes next", [])])
+    out, err = driver.communicate(timeout=90)
+    assert driver.returncode == 0 and complete(toy, 2)["resumed_from"].tolist() == [0, 0], out + err
+    assert out.count("(after run.finish: the result stands)") == 2 and not (toy.root / "started").exists()
+    assert not list(toy.root.glob("runs/*/.ipython"))
+
+
+# --- what goes wrong in the driver -----------------------------------------------------------------------------------
+
+def left_record(toy, spec, name="run.json"):
+    "What a run of the toy leaves, without running it"
+    folder = toy.root / "runs" / spec["id"]
+    folder.mkdir(parents=True)
+    said = {k: spec[k] for k in ("id", "key", "experiment", "params", "corpus", "code")}
+    said |= {"status": "ok", "error": None, "metrics": {"x": 1.0}, "as_saved": True, "dirty": False, "cards": {},
+             "started": "2030-01-01", "cpu_seconds": 1.0, "files": []}
+    (folder / "metrics.jsonl").write_text('{"step": 1, "val_x": 1.0}\n')
+    (folder / name).write_text(json.dumps(said))
+
+
+def broken(error):
+    "A function that raises"
+    def fails(*args, **kwargs): raise error
+    return fails
+
+
+@pytest.mark.parametrize("name, error, outcomes, says", [
+    ("merge", OSError(28, "No space left on device"), ["ok"] * 3, "not in its table yet"),
+    ("_outcome_line", KeyError("cpu_seconds"), ["ok"] * 3, "KeyError"),
+    ("_archive_incomplete", PermissionError("runs"), ["failed"] * 3, "could not be started: PermissionError"),
+    ("_worker_spec", FileNotFoundError("toy.ipynb"), ["failed"] * 3, "could not be started: FileNotFoundError"),
+    ("_missing_need", TypeError("None"), ["failed"] * 3, "could not be started: TypeError"),
+])
+def test_an_error_of_the_driver_costs_no_run(toy, monkeypatch, capsys, name, error, outcomes, says):
+    from refine_nb import execute
+    plan, left = make_plan(toy.sweep("  - {seed: [0, 1, 2]}")), []
+
+    def engine(specs, workers):
+        for spec in specs:
+            left_record(toy, spec)
+            left.append(spec["id"])
+            yield spec, "ok", ""
+
+    monkeypatch.setattr(execute, name, broken(error))
+    if name == "merge":
+        with pytest.raises(SweepError, match="3 finished runs are not in their table: .*No space left"):
+            execute.execute(plan, 1, engine)
+        monkeypatch.undo()
+        assert len(left) == 3 and execute.execute(make_plan(plan.sweep.root / "experiments/sweeps/s.yaml"), 1, engine) == {}
+        execute._merge_published(plan, [*plan.heads])
+        assert len(read_runs(toy.root / "results" / "s")) == 3
+    else: assert list(execute.execute(plan, 1, engine).values()) == outcomes and len(left) == outcomes.count("ok")
+    assert says in capsys.readouterr().out
+
+
+def test_a_table_that_cannot_be_written_once_is_written_later(toy, monkeypatch):
+    from refine_nb import execute
+    calls, whole = [], execute.merge
+
+    def merge_fails_first(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 1: raise TableError("in conflict, for a moment")
+        return whole(*args, **kwargs)
+
+    def engine(specs, workers):
+        for spec in specs:
+            left_record(toy, spec)
+            yield spec, "ok", ""
+
+    monkeypatch.setattr(execute, "merge", merge_fails_first)
+    execute.execute(make_plan(toy.sweep("  - {seed: [0, 1, 2]}")), 1, engine)
+    assert len(read_runs(toy.root / "results" / "s")) == 3
+
+
+def raise_in_worker(spec):
+    "A piece of work that breaks where no run is at fault"
+    if spec["id"] == "bad": raise OSError(28, "No space left on device")
+    return "ok", ""
+
+
+def test_an_error_in_a_worker_costs_its_run_alone():
+    ended = list(local_engine([{"id": i, "runs": "nowhere"} for i in ("a", "bad", "b")], 1, raise_in_worker))
+    assert [(s["id"], outcome) for s, outcome, _ in ended] == [("a", "ok"), ("bad", "failed"), ("b", "ok")]
+    assert "No space left" in ended[1][2]
+
+
+def test_a_reader_who_leaves_costs_no_run(toy):
+    driver = subprocess.Popen(f"{sys.executable} -m refine_nb._cli sweep {toy.sweep('  - {seed: [0, 1]}')} --workers 2 | head -1",
+                              shell=True, cwd=toy.root, env=toy.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = driver.communicate(timeout=90)
+    complete(toy, 2)
+    assert out.startswith("s: 2 runs") and "Traceback" not in err, err
+
+
+@pytest.mark.parametrize("error", [TimeoutError("Timeout waiting for IOPub output"), RuntimeError("Kernel died")])
+def test_a_complete_record_is_published_whatever_ends_its_kernel(toy, monkeypatch, error):
+    from refine_nb import _pool
+    from refine_nb.execute import _worker_spec
+    plan = make_plan(toy.sweep("  - {seed: 0}"))
+    spec = _worker_spec(plan, plan.todo[0])
+
+    def finishes_and_fails(spec, folder):
+        left_record(toy, spec, "record.json")
+        for path in (toy.root / "runs" / spec["id"]).iterdir(): path.rename(folder / path.name)
+        (toy.root / "runs" / spec["id"]).rmdir()
+        raise error
+
+    monkeypatch.setattr(_pool, "run_notebook", finishes_and_fails)
+    assert _pool.execute_one(spec) == ("ok", f"{error} (after run.finish: the result stands)")
+    assert list(toy.published()) == [spec["id"]]
+
+
+def test_a_complete_record_of_a_killed_worker_is_published_and_not_made_again(toy, monkeypatch):
+    from refine_nb import _pool
+    from refine_nb._attempts import let_go, new_attempt
+    from refine_nb.execute import _worker_spec
+    plan = make_plan(toy.sweep("  - {seed: 0}"))
+    spec = _worker_spec(plan, plan.todo[0])
+    left_record(toy, spec, "record.json")
+    folder = new_attempt(plan.runs, spec["id"])
+    for path in (plan.runs / spec["id"]).iterdir(): path.rename(folder / path.name)
+    (plan.runs / spec["id"]).rmdir()
+    let_go(folder)
+    monkeypatch.setattr(_pool, "run_notebook", broken(AssertionError("it ran again")))
+    assert _pool.execute_one(spec) == ("ok", "") and list(toy.published()) == [spec["id"]]
+
+
+def test_clean_removes_no_published_record_and_no_checkpoint_unasked(toy):
+    from refine_nb._attempts import let_go, new_attempt
+    runs = toy.root / "runs"
+    for folder in ("a", ".failed/b", ".replaced/a-1"): (runs / folder).mkdir(parents=True)
+    for path in ("a/run.json", ".failed/b/traceback.txt", ".replaced/a-1/run.json"): (runs / path).write_text("12345")
+    old, half, alive = (new_attempt(runs, id) for id in ("a", "c", "a"))
+    for folder in (old, half, alive): (folder / "metrics.jsonl").write_text("123")
+    for folder in (old, half): let_go(folder)
+    code, out, _ = toy.run("clean", "--dry-run")
+    assert code == 0 and "3 in all: 13 bytes would be removed" in out and (runs / ".failed" / "b").exists()
+    assert toy.run("clean")[0] == 0
+    assert [(runs / f).exists() for f in ("a/run.json", ".failed/b", ".replaced/a-1")] == [True, False, False]
+    assert not old.exists() and half.exists() and alive.exists()
+    assert toy.run("clean", "--unfinished")[0] == 0 and not half.exists() and alive.exists()
+    let_go(alive)
+
+
+def calls_of(function, *args):
+    "How many calls of Python functions it takes"
+    counted = [0]
+
+    def count(frame, event, arg): counted[0] += event == "call"
+
+    sys.setprofile(count)
+    try: function(*args)
+    finally: sys.setprofile(None)
+    return counted[0]
+
+
+def test_a_plan_costs_in_proportion_to_its_runs(toy):
+    from refine_nb.execute import _levels
+    from refine_nb.sweep import show
+    plans = [make_plan(toy.sweep(f"  - {{seed: {list(range(n))}}}", f"s{n}")) for n in (100, 400)]
+    for cost in (show, lambda plan: list(_levels(plan)), lambda plan: make_plan(toy.root / f"experiments/sweeps/{plan.sweep.name}.yaml")):
+        small, large = (calls_of(cost, plan) for plan in plans)
+        assert large < 5 * small + 100
 
 
 def test_a_row_keeps_the_name_it_was_recorded_under(toy):
@@ -515,7 +691,7 @@ def test_a_corpus_is_named_and_there(toy, tmp_path_factory, monkeypatch):
     with pytest.raises(SweepError, match="cannot be read"): make_plan(toy.sweep("  - {corpus: missing.txt}"))
     (toy.root / "mine.txt").write_text("some words " * 200)
     head, = make_plan(toy.sweep("  - {corpus: mine.txt}")).heads.values()
-    assert head["corpus"]["name"].endswith("mine") and head["params"]["corpus"] == "mine.txt"
+    assert head["corpus"]["name"].startswith("file:mine-") and head["params"]["corpus"] == "mine.txt"
     elsewhere, = make_plan(toy.sweep("  - {}"), results=tmp_path_factory.mktemp("results")).heads.values()
     assert elsewhere["params"]["corpus"] == elsewhere["corpus"]["name"] == "pydocs"
 
@@ -548,7 +724,7 @@ def test_cards_must_be_committed_before_their_sweep(toy, tmp_path_factory):
     card.unlink()
     with pytest.raises(CardError, match="card c differs"): make_plan(sweep)
     card.write_text("claim: without a name\n")
-    with pytest.raises(ParameterError, match="c.yaml: a claim card is a mapping"): make_plan(sweep)
+    with pytest.raises(CardError, match="card c differs"): make_plan(sweep)  # without a name it is no card of this sweep
 
 
 # --- the table -----------------------------------------------------------------------------------------------------
@@ -569,6 +745,48 @@ def test_the_table_does_not_depend_on_the_order_of_ending(tmp_path):
     table = read_runs(tmp_path / "a")
     assert list(table["seed"]) == [2, 3, 10] and table["loss"].tolist()[1:] == [1e-7, 1.0] and table["id"].tolist()[0] == f"{2:016x}"
     assert list(read_curves(tmp_path / "a")["step"]) == [2, 2, 2]
+
+
+def test_a_lost_table_beside_the_rows_is_not_written_anew(tmp_path):
+    folder, runs = tmp_path / "s", tmp_path / "runs"
+    said = {"id": "a", "key": "k", "experiment": "e", "status": "ok", "params": {"seed": 0}, "metrics": {"x": 1.0},
+            "corpus": None, "cards": {"c": "1"}, "started": "2030-01-01"}
+    (runs / "a").mkdir(parents=True)
+    (runs / "a" / "metrics.jsonl").write_text('{"step": 1, "val_x": 2.0}\n')
+    merge(folder, [said], runs, ["c"])
+    text = (folder / "curves.csv").read_text()
+    (folder / "curves.csv").unlink()
+    with pytest.raises(TableError, match="curves.csv is gone"): merge(folder, [dict(said, id="b", key="l")], runs, ["c"])
+    assert not (folder / "curves.csv").exists() and len(text.splitlines()) == 2
+
+
+def test_a_kill_inside_merge_leaves_windows_and_row_together(tmp_path, monkeypatch):
+    "Under --refresh: the values behind an interval are those of the row, on either side of the moment when it is written"
+    from refine_nb import tables
+    folder, runs = tmp_path / "s", tmp_path / "runs"
+    (runs / "a").mkdir(parents=True)
+    said = {"id": "a", "key": "k", "experiment": "e", "status": "ok", "params": {"seed": 0}, "metrics": {"x": 1.0},
+            "corpus": None, "cards": {}}
+    write_windows(runs / "a" / "windows.json.gz", {"x": [1.0]})
+    merge(folder, [dict(said, started="2030")], runs, [])
+    write_windows(runs / "a" / "windows.json.gz", {"x": [2.0]})
+    new = dict(said, started="2031", metrics={"x": 2.0})
+    for name in ("_write", "_settle_windows"):
+        monkeypatch.setattr(tables, name, broken(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
+        monkeypatch.undo()
+        assert read_windows(folder, "a")["x"] == [read_runs(folder)["x"][0]] == [1.0]
+    calls, settle = [], tables._settle_windows
+    def second_time(*args):
+        calls.append(args)
+        if len(calls) == 2: raise KeyboardInterrupt
+        settle(*args)
+    monkeypatch.setattr(tables, "_settle_windows", second_time)
+    with pytest.raises(KeyboardInterrupt): merge(folder, [new], runs, [], ["a"])
+    monkeypatch.undo()
+    assert read_windows(folder, "a")["x"] == [read_runs(folder)["x"][0]] == [2.0]
+    merge(folder, [], runs, [])
+    assert [p.name for p in (folder / "windows").iterdir()] == ["a.json.gz"] and read_windows(folder, "a")["x"] == [2.0]
 
 
 def test_merging_keeps_what_stands(tmp_path):

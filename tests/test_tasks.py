@@ -1,4 +1,5 @@
 """Tasks against references that share no code with them: Python's own arithmetic, permutation matrices, backtracking, powers of adjacency matrices, a regular expression"""
+import hashlib
 import itertools
 import random
 import re
@@ -13,11 +14,14 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from refine_nb.checkpoints import checkpoints
 from refine_nb.data import UnknownCharacter
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.tasks import (S5, TASKS, Addition, ChainedArithmetic, Countdown, Item, Maze, MultipleChoice, PointerChasing, Prompts, Sudoku, Task, WordItem, WordProblems,
-                             arc, calculate, check_sums, choice_prompt, gsm8k, load_task, shortest_paths, split_of, sudoku_grids, sudoku_solutions)
-from refine_nb.train import TrainConfig, checkpoints, cross_entropy, train
+from refine_nb.benchmark_tasks import (TASKS, Countdown, MultipleChoice, WordItem, WordProblems, arc, calculate,
+                                       check_sums, choice_prompt, gsm8k, load_task)
+from refine_nb.puzzles import S5, Addition, Maze, PointerChasing, Sudoku, shortest_paths, sudoku_grids, sudoku_solutions
+from refine_nb.tasks import ChainedArithmetic, Item, ProblemBatches, RowBatches, Task, side_of, split_of
+from refine_nb.train import TrainConfig, cross_entropy, train
 
 CHAINS = [load_task(name, length) for name in ("arithmetic", "s5") for length in (1, 3, 6)]
 PLAIN = [*CHAINS, ChainedArithmetic((2, 4)), PointerChasing(), PointerChasing((1, 9), 10), Sudoku(), Sudoku((4, 12)), Maze(), Maze(5, side=4), Addition(4), Addition((2, 6)), MultipleChoice((3, 6))]  # one answer, in the plain form
@@ -122,7 +126,7 @@ def test_no_test_item_is_ever_drawn_for_training(task):
     n = 250 if task in CHAINS else 60
     test = {i.prompt for i in task.sample(n, 0, "test")}
     drawn = {i.prompt for seed in range(5) for i in task.sample(2 * n, seed)}
-    stream = Prompts(task, n, seed=3)
+    stream = ProblemBatches(task, n, seed=3)
     drawn |= {task.vocab.decode(row).lstrip("\n") for _ in range(4) for row in next(stream)[0]}
     assert len(test) > 50 and len(drawn) > 500 and not test & drawn
     assert {split_of(p) for p in test} == {"test"} and {split_of(p) for p in drawn} == {"train"}
@@ -225,20 +229,68 @@ def test_encode_is_the_text(task, worked):
 
 
 @pytest.mark.parametrize("worked", [False, True])
-def test_prompts_go_on_where_they_were(worked):
+def test_problem_batches_go_on_where_they_were(worked):
     task = S5(3)
-    stream, other = Prompts(task, 16, worked, seed=1), Prompts(task, 16, worked, seed=2)
+    stream, other = (ProblemBatches(task, 16, seed, worked=worked, shift=2) for seed in (1, 2))
     first = next(stream)
     state = {k: v.clone() for k, v in stream.state_dict().items()}
     want = [next(stream) for _ in range(3)]
     assert not torch.equal(next(other)[0], first[0]) and not torch.equal(want[0][0], first[0])
     torch.manual_seed(5)  # the global random state is none of its business
     other.load_state_dict(state)
-    for a, b in zip(want, [next(other) for _ in range(3)]): assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-    items = [task.item(task.vocab.decode(row)) for row in first[0]]
-    assert torch.equal(task.encode(items, worked)[1], first[1])
-    for foreign in (Prompts(S5(4), 16, worked), Prompts(task, 15, worked), Prompts(task, 16, not worked), Prompts(ChainedArithmetic(3), 16, worked)):
-        with pytest.raises(ValueError, match="belongs to prompts of another"): foreign.load_state_dict(state)
+    for a, b in zip(want, [next(other) for _ in range(3)]):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
+    items = [task.item(task.vocab.decode(row).lstrip("\n")) for row in first[0]]
+    assert items == first[2] and torch.equal(task.encode(items, worked)[1], first[1])
+    foreign = dict(task=S5(4)), dict(batch=15), dict(worked=not worked), dict(task=ChainedArithmetic(3)), dict(shift=0)
+    for changes in foreign:
+        with pytest.raises(ValueError, match="belongs to other batches"):
+            ProblemBatches(**dict(task=task, batch=16, worked=worked, shift=2) | changes).load_state_dict(state)
+
+
+def test_rows_are_drawn_from_all_and_go_on_where_they_were():
+    rows = torch.arange(40).view(20, 2)
+    stream = RowBatches(rows, 8, 3, lambda drawn: drawn[:, 0] // 2)
+    assert {n for _ in range(40) for n in next(stream).tolist()} == set(range(20))
+    state = {k: v.clone() for k, v in stream.state_dict().items()}
+    want, again = next(stream), RowBatches(rows, 8)
+    again.load_state_dict(state)
+    assert torch.equal(next(again), rows[want])
+    for other in (RowBatches(rows + 1, 8), RowBatches(rows, 7), RowBatches(rows[:-1], 8), RowBatches(rows.int(), 8)):
+        with pytest.raises(ValueError, match="belongs to other batches"): other.load_state_dict(state)
+
+
+DIGESTS = ["1dbea1ff0f60", "f556d47cbb4c", "4f7734f3287e", "43c536992ad5", "62cf169bbabd"]
+
+
+def test_first_batches_are_the_recorded_ones():
+    "Digests of what the recorded runs were trained on: whoever changes them changes every experiment on problems"
+    def digest(batches):
+        parts = [part for _ in range(3) for part in next(batches)]
+        return hashlib.sha256(b"".join(p.numpy().tobytes() for p in parts if isinstance(p, torch.Tensor))).hexdigest()[:12]
+
+    keep = lambda item: side_of(item, "tune") == "train"
+    pair = lambda rows: rows.split((9, 4), 1)
+    got = [digest(b) for b in (
+        ProblemBatches(ChainedArithmetic(3), 32), ProblemBatches(ChainedArithmetic(3), 32, worked=True),
+        ProblemBatches(S5((1, 4)), 32, 7, keep, shift=5, width=8),
+        ProblemBatches(S5(2), 32, 1, keep, collate=S5(2).encode), RowBatches(torch.arange(1300).view(100, 13), 32, 1, pair),
+    )]
+    assert got == DIGESTS
+
+
+def test_sides_of_the_stages():
+    "Judged while tuning: a tenth of the training side, another one with another salt, and the test side in no case"
+    items = [Item(f"{i}=", (), "") for i in range(4000)]
+    told = {stage: [side_of(i, stage) for i in items] for stage in ("tune", "report")}
+    assert {*zip(told["tune"], told["report"])} == {("train", "train"), ("judged", "train"), ("neither", "judged")}
+    assert abs(told["tune"].count("judged") / told["report"].count("train") - 0.1) < 0.02
+    salted = [side_of(i, "tune", "held out ") for i in items]
+    both = sum(a == b == "judged" for a, b in zip(told["tune"], salted))
+    assert both < 0.25 * salted.count("judged")
+    grouped = {(i.prompt[0], side_of(i, "tune", key=lambda i: i.prompt[0])) for i in items}
+    assert len(grouped) == 10
+    with pytest.raises(ValueError, match="stage 'test' is none of tune, report"): side_of(items[0], "test")
 
 
 def test_training_resumes_to_the_bit(tmp_path):
@@ -249,7 +301,7 @@ def test_training_resumes_to_the_bit(tmp_path):
         torch.manual_seed(0)
         model = ContextualGPT(GPTConfig(len(task.vocab), context=32, n_layers=1, n_heads=2, width=16))
         cfg = TrainConfig(steps=12, warmup=2, checkpoint_every=3)
-        rows = train(model, lambda m, batch: cross_entropy(m, torch.cat(batch, 1)), Prompts(task, 8, worked=True), cfg, checkpoint_dir=folder, callbacks=callbacks, progress=False)
+        rows = train(model, lambda m, batch: cross_entropy(m, torch.cat(batch[:2], 1)), ProblemBatches(task, 8, worked=True), cfg, checkpoint_dir=folder, callbacks=callbacks, progress=False)
         return [r["loss"] for r in rows], torch.cat([p.detach().flatten() for p in model.parameters()])
 
     def stop(row):
@@ -283,7 +335,7 @@ def test_prompts_that_are_none_of_s5(prompt):
 def test_other_refusals():
     task = ChainedArithmetic(2)
     items = task.sample(2, 0)
-    for call, message in [(lambda: task.sample(1, 0, "val"), "'val' is none of train, test"), (lambda: task.sample(0), "0 items are no sample"), (lambda: Prompts(task, 0), "batch of 0"), (lambda: load_task("s6", 2), "'s6' is none of arithmetic, s5"),
+    for call, message in [(lambda: task.sample(1, 0, "val"), "'val' is none of train, test"), (lambda: task.sample(0), "0 items are no sample"), (lambda: ProblemBatches(task, 0), "batch of 0"), (lambda: ProblemBatches(task, 4, shift=-1), "shift is -1"), (lambda: ProblemBatches(task, 4, keep=lambda item: False).draw(2), "0 of 200 items"), (lambda: ProblemBatches(task, 4, width=9, collate=list), "takes the place of"), (lambda: RowBatches(torch.zeros(0, 2), 4), "out of 0 rows"), (lambda: load_task("s6", 2), "'s6' is none of arithmetic, s5"),
                           (lambda: task.encode([]), "no rectangle"), (lambda: task.encode([*items, *ChainedArithmetic(3).sample(1)]), r"widths \[7, 9\]")]:
         with pytest.raises(ValueError, match=message): call()
     _, answer = task.encode(items)
@@ -691,6 +743,16 @@ def test_real_sets_that_cannot_be_read(monkeypatch):
 def test_sums_are_exact():
     assert check_sums("<<3*4=12>> <<0.5*4=2>> <<10/4=2.5>> <<(2+3)*2=10>>").right == (True,) * 4
     assert check_sums("<<3*4=13>> <<10/3=3.33>> <<2=3=2>> <<a=1>> <<1/0=0>>").right == (False,) * 5
+    assert check_sums("<<-3+5=2>> <<+3-5=-2>> <<7//2=3>> <<2*-3=-6>>").right == (True,) * 4
+    assert check_sums("<<3-5=2>> <<7//2=3.5>> <<2**3=8>> <<1//0=0>>").right == (False,) * 4
+
+
+def test_a_written_number_may_be_of_any_length():
+    item = WordItem("?\n", (), "")
+    for n in (0, 7, -7, 12_000, 10**4000):
+        for text in (str(n), f"{n:,}", f"{'-' if n < 0 else '+'}00{abs(n)}"): assert item.read(f"#### {text}\n")[1] == str(n)
+    assert item.read(f"#### -{'9' * 5000}\n")[1] == "-" + "9" * 5000 and item.read("#### -0\n")[1] == "0"
+    assert not Countdown(3).accepts(Countdown(3).item("2 3 5>4="), "-(3-2-5)")  # a sign is no operation
 
 
 def test_tasks_by_name_take_ranges_and_options():

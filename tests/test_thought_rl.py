@@ -5,25 +5,42 @@ import json
 import math
 import os
 import signal
+import stat
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from toy_project import toy_cells, write_notebook
 
+import refine_nb.pipeline as pipeline
+import refine_nb.thought_rewards as thought_rewards
 import refine_nb.thought_rl as thought_rl
+import refine_nb.thought_validation as thought_validation
+import refine_nb.warm_start as warm_start
 from refine_nb.anti_theater import AntiTheaterValidator, Finding, Report
-from refine_nb.branches import Trunk
+from refine_nb.benchmark_tasks import MultipleChoice, WordProblems, load_task
+from refine_nb.prefix import Prefix
+from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.mugrokfast import MuGrokfast, MuGrokfastConfig
-from refine_nb.quiet_star import Thoughts, ThoughtGenerator
+from refine_nb.pipeline import run_step1_baking, run_step2_rl
 from refine_nb.records import start_run
-from refine_nb.tasks import Item, MultipleChoice, Prompts, WordProblems, load_task
-from refine_nb.thought_rl import CANNED_END, CoherenceScorer, NothingToLearn, Questions, ThoughtRL, ThoughtRLConfig, WarmStart, answer_logp, compute_kl_divergence, compute_reward, direct_logp, kl_without_thoughts, load_model, naive_loss, no_wider, right_answers, run_step1_baking, run_step2_rl, save_model, thinker, thought_diversity, thoughts_for, validate_episode, warm_loss, with_answer, worked_thought
-from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, train
+from refine_nb.tasks import Item, ProblemBatches
+from refine_nb.thought_rl import (NothingToLearn, ThoughtRL, ThoughtRLConfig, compute_kl_divergence,
+                                  kl_without_thoughts, naive_loss, ExpertIterationBatches, PublishedObjective,
+                                  ThoughtSampler)
+from refine_nb.train import TrainConfig, train
+from refine_nb.thought_rewards import (CoherenceScorer, answer_logp, compute_reward, direct_logp, thought_diversity,
+                                       with_answer)
+from refine_nb.thought_validation import validate_episode
+from refine_nb.thoughts import ThoughtGenerator, Thoughts, right_answers, thoughts_for, worked_thought
 from refine_nb.trm import NormedGPT
+from refine_nb.warm_start import CANNED_END, WarmStart, load_model, no_wider, save_model, thinker, warm_loss
 
 TASK = load_task("s5", 1)
 ITEMS = TASK.sample(50)
@@ -50,10 +67,10 @@ def trained():
 
 
 def written(model, prompt, seed=0):
-    return ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(model, prompt), generator=torch.Generator().manual_seed(seed))
+    return ThoughtGenerator(THOUGHTS, 6, STOP)(Prefix(model, prompt), generator=torch.Generator().manual_seed(seed))
 
 
-def questions(n=4, seed=1): return next(Questions(TASK, n, seed))
+def questions(n=4, seed=1): return next(ProblemBatches(TASK, n, seed))
 
 
 def row_logp(model, prompt, ids):
@@ -97,7 +114,7 @@ def test_true_answers_stand_behind_each_thought():
     model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     ids, there = with_answer(found, answer, END)
-    gains, trunk = answer_logp(Trunk(model, prompt), found, answer, END), Trunk(model, prompt)
+    gains, trunk = answer_logp(Prefix(model, prompt), found, answer, END), Prefix(model, prompt)
     for i in range(4):
         for g in range(3):
             e = found.ids[i, g].tolist().index(END) + 1
@@ -122,7 +139,7 @@ def test_loss_is_that_of_the_chosen_characters(monkeypatch, reward):
     found = written(model, batch[0], seed=4)
     right = TASK.check_ids(batch[1], found.ids)
     direct = TASK.check_ids(batch[1], model_greedy(model, batch[0]))[:, 0]
-    trunk = Trunk(model, batch[0])
+    trunk = Prefix(model, batch[0])
     r = dict(right=right.float(), improvement=compute_reward(right, direct), gain=answer_logp(trunk, found, batch[1], END) - direct_logp(trunk, batch[1])[:, None])[reward]
     own = found.chosen & (objective.thinking(found) if reward == "gain" else True)
     adv = r - (r.sum(1, keepdim=True) - r) / 2
@@ -143,11 +160,11 @@ def test_naive_loss_sends_nothing_to_the_thoughts():
     model, (prompt, answer, _) = fresh(), questions()
     found = written(model, prompt)
     logits = []
-    real = thought_rl.branch_logits
+    real = thought_rewards.branch_logits
     try:
-        thought_rl.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
-        loss = naive_loss(Trunk(model, prompt), found, answer, torch.rand(4, 3), END)
-    finally: thought_rl.branch_logits = real
+        thought_rewards.branch_logits = lambda trunk, ids: logits.append(real(trunk, ids)) or logits[-1]
+        loss = naive_loss(Prefix(model, prompt), found, answer, torch.rand(4, 3), END)
+    finally: thought_rewards.branch_logits = real
     grad, = torch.autograd.grad(loss, logits[0])
     assert (grad[found.inside] == 0).all() and (grad[:, :, 0] == 0).all() and grad[with_answer(found, answer, END)[1]].abs().max() > 0
 
@@ -165,6 +182,108 @@ def test_ours_sends_something_to_the_thoughts_and_nothing_to_forced_characters()
     assert (grad[~found.chosen] == 0).all() and grad[found.inside].abs().max() > 0 and (~found.ended).any()
 
 
+def expert(model, batch=12, task=TASK, thoughts=THOUGHTS, room=6, **changes):
+    "Expert iteration from four questions at a time"
+    return ExpertIterationBatches(model, ThoughtSampler(task, thoughts, room), ProblemBatches(task, 4, 0, width=room), batch, **changes)
+
+
+def everything_is(right, monkeypatch):
+    "Answers that are all right, or all wrong"
+    verdicts = lambda task, answer, ids, items: torch.full(ids.shape[:2], right)
+    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+
+
+def test_expert_iteration_learns_its_own_right_thoughts(trained):
+    (prompt, written), = next(expert(trained))
+    assert len(prompt) == len(written) == 12
+    for question, ids in zip(prompt, written):
+        assert ids[0] == START and TASK.check_answer(TASK.item(decoded(TASK, question)), decoded(TASK, ids[1:]).partition(":")[2])
+    asked = ProblemBatches(TASK, 4, 0)
+    assert {decoded(TASK, row) for row in prompt} <= {decoded(TASK, row) for _ in range(20) for row in next(asked)[0]}
+
+
+def test_expert_iteration_goes_on_from_a_checkpoint(monkeypatch):
+    everything_is(True, monkeypatch)
+    model = fresh()
+    one, other = expert(model), expert(model)
+    next(one)
+    other.load_state_dict(one.state_dict())
+    assert other.sampler.characters == one.sampler.characters > 0
+    for _ in range(2): assert all(torch.equal(a, b) for a, b in zip(next(one)[0], next(other)[0]))
+    latest = expert(model, kept=30)
+    for _ in range(4): next(latest)
+    assert len(latest.prompts) == len(latest.written) == 30 and torch.equal(latest.written, one.written[-30:]) is False
+    for _ in range(1): next(one)
+    assert torch.equal(latest.prompts, one.prompts[-30:])
+
+
+def test_nothing_right_is_nothing_to_learn(monkeypatch):
+    everything_is(False, monkeypatch)
+    with pytest.raises(NothingToLearn, match="nothing to learn from"): next(expert(fresh()))
+
+
+def test_expert_iteration_of_answers_of_several_widths(monkeypatch, tmp_path):
+    "Sums of one to four digits: what is kept is what was drawn, behind newlines and before them; also where it goes on"
+    everything_is(True, monkeypatch)
+    task = load_task("addition", (1, 4))
+    items = task.sample(50)
+    torch.manual_seed(0)
+    model, thoughts, room = thinker(task, items, n_layers=1, width=16), thoughts_for(task, items, 2), max(len(i.completion()) for i in items)
+    batches = expert(model, 5, task, thoughts, room)
+    draws, asked, pairs, widths = ThoughtSampler(task, thoughts, room), ProblemBatches(task, 4, 0, width=room), set(), set()
+    for _ in range(4):
+        (prompt, written), = next(batches)
+        question, answer, some = next(asked)
+        _, drawn, _ = draws(model, (question, answer, some))
+        torch.randint(1, (5,), generator=draws.generator)  # as the picks draw
+        widths.add(question.shape[1])
+        pairs |= {(i.prompt, decoded(task, row)) for i, group in zip(some, drawn.ids) for row in group}
+        assert {(decoded(task, p).lstrip("\n"), decoded(task, w)) for p, w in zip(prompt, written)} <= pairs
+    assert len(widths) > 1 and batches.prompts.shape == (32, max(widths))
+    again = expert(model, 5, task, thoughts, room)
+    again.load_state_dict(batches.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(next(batches)[0], next(again)[0]))
+    loss, _ = warm_loss(model, next(batches))
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize("rewarded, beta, kl_to", [(True, 0.0, "same_thought"), (True, 0.5, "no_thought"), (True, 0.5, "same_thought"), (False, 0.0, "no_thought")])
+def test_published_loss_is_reward_times_likelihood_and_penalty(monkeypatch, rewarded, beta, kl_to):
+    model, reference, batch = fresh(0, std=0.1), fresh(1, std=0.1), questions()
+    without = torch.tensor([True, False, True, False])
+    verdicts = lambda task, answer, ids, items: torch.ones(ids.shape[:2], dtype=torch.bool) if ids.shape[1] > 1 else without[:, None]
+    monkeypatch.setattr(thought_rl, "right_answers", verdicts)
+    loss, metrics = PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), reference, beta, kl_to, rewarded)(model, batch)
+    trunk, found, right = ThoughtSampler(TASK, THOUGHTS, 6)(model, batch)
+    reward = compute_reward(right, without) if rewarded else torch.ones(right.shape)
+    assert reward.mean() == (0.5 if rewarded else 1) == metrics["rl/reward"]
+    known = Prefix(reference, batch[0])
+    penalty = kl_without_thoughts(trunk, known, found, batch[1], END) if kl_to == "no_thought" else compute_kl_divergence(trunk, known, found)
+    expected = naive_loss(trunk, found, batch[1], reward, END) + beta * penalty
+    assert penalty > 1e-3 and loss.item() == pytest.approx(expected.item(), abs=1e-6) and metrics["right"] == 1
+
+
+def test_published_objective_goes_on_from_a_checkpoint():
+    one, other = (PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), fresh(1)) for _ in range(2))
+    model, batch = fresh(), questions()
+    one(model, batch)
+    other.load_state_dict(one.state_dict())
+    assert one(model, batch)[0].item() == other(model, batch)[0].item() and one.sampler.characters == other.sampler.characters
+
+
+def test_all_methods_draw_alike(monkeypatch):
+    "Expert iteration, the published form and REINFORCE: the same first questions, as many thoughts and characters"
+    everything_is(True, monkeypatch)
+    model, reference = fresh(), fresh(1)
+    first, batches = next(ProblemBatches(TASK, 4, 0, width=6)), expert(model)
+    next(batches)
+    assert torch.equal(batches.prompts[::3], first[0]) and len(batches.prompts) == 12
+    metrics = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(), reference, 0)(model, first)[1]
+    published = PublishedObjective(ThoughtSampler(TASK, THOUGHTS, 6), reference)
+    published(model, first)
+    assert batches.sampler.characters == published.sampler.characters == metrics["generated"] > 0
+
+
 def test_kl_is_along_the_same_thoughts():
     model, other, (prompt, *_) = fresh(0), fresh(1), questions()
     found, terms = written(model, prompt), []
@@ -172,8 +291,8 @@ def test_kl_is_along_the_same_thoughts():
         for g in range(3):
             p, q = (m(torch.cat([prompt[i], found.ids[i, g]])[None, :-1])[0, len(prompt[i]) - 1 :].log_softmax(-1) for m in (model, other))
             terms.append((p.exp() * (p - q)).sum(-1)[found.chosen[i, g]])
-    assert torch.allclose(compute_kl_divergence(Trunk(model, prompt), Trunk(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
-    assert abs(compute_kl_divergence(Trunk(model, prompt), Trunk(copy.deepcopy(model), prompt), found)) < 1e-6
+    assert torch.allclose(compute_kl_divergence(Prefix(model, prompt), Prefix(other, prompt), found), torch.cat(terms).mean(), atol=1e-4)
+    assert abs(compute_kl_divergence(Prefix(model, prompt), Prefix(copy.deepcopy(model), prompt), found)) < 1e-6
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "mean", "none"])
@@ -250,7 +369,7 @@ def test_diversity():
 
 
 def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
-    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "proxy")
+    monkeypatch.setitem(thought_validation._PROXIES, type(TASK), "proxy")
     items = TASK.sample(40, split="test")
     found, evidence = validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)
     direct = [TASK.check_answer(i, t + "\n") for i, t in zip(items, evidence.direct)]
@@ -259,7 +378,7 @@ def test_validation_tells_what_checking_each_answer_tells(trained, monkeypatch):
     assert validate_episode(trained, trained, TASK, THOUGHTS, items, seed=1)[1].thoughtful == evidence.thoughtful and 0 <= found["thought_diversity"] <= 1
     assert found["proxy"] == found["accuracy_greedy"] != found["accuracy_sampled"]
     prompt = TASK.encode(items)[0]
-    read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Trunk(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
+    read = torch.cat([prompt, ThoughtGenerator(THOUGHTS, 6, STOP)(Prefix(trained, prompt), 1, temperature=0.0).ids[:, 0]], 1)
     largest = [trained.attention_logit_max(row[None, : trained.cfg.context]).max().item() for row in read]
     assert found["attention_logit_max"] == pytest.approx(max(largest)) and max(largest) > trained.attention_logit_max(prompt).max() + 1e-3
 
@@ -272,7 +391,7 @@ def test_resumes_bit_for_bit(tmp_path):
             losses.append(row["loss"])
             if len(losses) == stop: raise KeyboardInterrupt
         objective = ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), copy.deepcopy(base), seed=2)
-        try: train(model, objective, Questions(TASK, 4), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
+        try: train(model, objective, ProblemBatches(TASK, 4), TrainConfig(steps=6, lr=1e-3, warmup=1, checkpoint_every=3), callbacks=(note,), checkpoint_dir=folder, progress=False)
         except KeyboardInterrupt: pass
         return losses, objective.episodes
     whole, broken, again = run(tmp_path / "a"), run(tmp_path / "b", stop=5), run(tmp_path / "b")
@@ -282,7 +401,7 @@ def test_resumes_bit_for_bit(tmp_path):
 def test_golden_losses():
     "Ten steps from a fixed start; a change here is a change of what every recorded run means"
     base = fresh(std=0.1)
-    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), Questions(TASK, 4), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
+    rows = train(copy.deepcopy(base), ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain"), base, seed=2), ProblemBatches(TASK, 4), TrainConfig(steps=10, lr=1e-3, warmup=1), progress=False)
     assert [r["loss"] for r in rows[::3]] == pytest.approx(GOLDEN, abs=2e-3)
 
 
@@ -317,14 +436,14 @@ def test_a_decided_failure_goes_back_to_the_last_good_state(tmp_path, trained):
             self.calls += 1
             return Report(PASSES, FAILS if self.calls == 4 else PASSES, PASSES)
     validator, weights = Validator(), []
-    real = thought_rl.save_model
+    real = pipeline.save_model
     def keep(folder, model, *rest):
         weights.append(model.token.weight.detach().clone())
         return real(folder, model, *rest)
-    thought_rl.save_model = keep
+    pipeline.save_model = keep
     heard = []
     try: result = small(tmp_path, trained, validator=validator, callbacks=(heard.append,))
-    finally: thought_rl.save_model = real
+    finally: pipeline.save_model = real
     assert "ablation decidedly failed" in result.stopped and validator.calls == 5 and len(weights) == 3  # the start and two good states; the last call judges what was taken
     assert torch.equal(result.model.token.weight, weights[-1]) and not torch.equal(weights[-1], weights[0])
     assert len(result.rows) < 12 and result.rows[-1]["rl/anti_theater_ablation"] == 0.0 and result.rows[-1]["step"] == heard[-1]["step"] == result.rows[-2]["step"] + 1
@@ -412,11 +531,11 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
             return Report(PASSES, FAILS if calls[folder] == fails_at else PASSES, PASSES)
         return validate
     whole, seen = small(tmp_path / "a", trained, validator=validator("a")), []
-    tmp_path, real = tmp_path / "b", thought_rl.save_model
+    tmp_path, real = tmp_path / "b", pipeline.save_model
     def keep(file, model, *rest):
         seen.append(model.token.weight.detach().clone())
         return real(file, model, *rest)
-    monkeypatch.setattr(thought_rl, "save_model", keep)
+    monkeypatch.setattr(pipeline, "save_model", keep)
     result = small(tmp_path, trained, validator=validator("b", calls["a"] - 1))  # the last call is about what was kept
     assert not whole.stopped and "ablation decidedly failed" in result.stopped and calls["b"] == calls["a"] and len(result.rows) == 12
     assert torch.equal(result.model.token.weight, seen[-1]) and not torch.equal(result.model.token.weight, whole.model.token.weight) and not torch.equal(seen[-1], seen[0])
@@ -426,8 +545,8 @@ def test_a_last_state_that_fails_is_not_kept(tmp_path, trained, monkeypatch):
 
 def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
     "Nineteen names, and after which episodes; the last 100 rewards by hand"
-    assert thought_rl.PROXIES == {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # one of the two a run
-    monkeypatch.setitem(thought_rl.PROXIES, type(TASK), "gsm8k_accuracy")
+    assert thought_validation._PROXIES == {WordProblems: "gsm8k_accuracy", MultipleChoice: "arc_accuracy"}  # one of the two a run
+    monkeypatch.setitem(thought_validation._PROXIES, type(TASK), "gsm8k_accuracy")
     result = small(tmp_path, trained, batch=10, training=TrainConfig(steps=100, lr=1e-3, warmup=2), validate_every=100)
     told = {name: [r["rl/episode"] for r in result.rows if f"rl/{name}" in r] for name in set().union(*({k.removeprefix("rl/") for k in r if k.startswith("rl/")} for r in result.rows))}
     often, hundred = list(range(10, 1001, 10)), list(range(100, 1001, 100))
@@ -440,12 +559,37 @@ def test_what_is_logged_has_the_published_names(tmp_path, trained, monkeypatch):
 def test_a_long_run_is_validated_and_tested_as_often_as_described(tmp_path, trained, monkeypatch):
     "Every 100 and every 1,000 episodes, gradients clipped at 1"
     given = []
-    monkeypatch.setattr(thought_rl, "train", lambda *args, **more: given.extend(args) or [])
+    monkeypatch.setattr(pipeline, "train", lambda *args, **more: given.extend(args) or [])
     for steps, between, every in ((2000, 100, 1000), (30, 30, 30)):
         given.clear()
         small(tmp_path / str(steps), trained, batch=10, training=replace(inspect.signature(run_step2_rl).parameters["training"].default, steps=steps))
         questions, training, watch = given[2:5]
-        assert questions.room == max(len(i.completion()) for i in ITEMS) and (training.eval_every * 10, watch.between, watch.every, training.clip) == (between, between, every, 1.0)
+        assert questions.width == max(len(i.completion()) for i in ITEMS) and (training.eval_every, watch.between, watch.every, watch.batch, training.clip) == (1, between, every, 10, 1.0)
+
+
+@pytest.mark.parametrize("batch, between, every", [(16, 100, 1000), (7, 100, 250), (30, 20, 60), (16, 96, 192)])
+def test_validations_come_at_the_first_update_after_their_time(batch, between, every):
+    "Also where a run goes on: the watch remembers nothing. Against a count of the multiples that each update passes"
+    counter, tested, last = SimpleNamespace(episodes=0), [], 201 * batch
+    judge = lambda model: (dict(accuracy_greedy=0.5), counter.episodes)
+    def validator(evidence):
+        tested.append(evidence)
+        return Report(PASSES, PASSES, PASSES)
+    rows = {}
+    for counter.episodes in range(batch, last + 1, batch):
+        rows[counter.episodes] = thought_validation.Watch(judge, counter, batch, between, every, validator, lambda model: None, last)(fresh())
+    validated = [e for e, row in rows.items() if row]
+    assert validated == sorted({-(-m // batch) * batch for m in range(between, last, between)} | {last})
+    assert tested == [e for before, e in zip([0, *validated], validated) if any(m % every == 0 for m in range(before + 1, e + 1))]
+
+
+def test_the_log_is_there_after_every_validation(tmp_path, trained):
+    seen = []
+    def look(row):
+        if row["step"] % 5 == 0: seen.append((row["step"], json.loads((tmp_path / "log.json").read_text())))
+    result = small(tmp_path, trained, callbacks=(look,), training=TrainConfig(steps=20, lr=1e-3, warmup=2), validate_every=8)
+    assert [(step, len(log["rows"]), "final" in log) for step, log in seen] == [(5, 4, False), (10, 10, False), (15, 14, False), (20, 20, False)]
+    assert json.loads((tmp_path / "log.json").read_text())["final"]["accuracy_greedy"] == result.final["accuracy_greedy"]
 
 
 def test_rewards_that_stop_varying_end_a_run_with_its_model(tmp_path, trained, monkeypatch):
@@ -495,7 +639,7 @@ def test_an_undecided_failure_stops_nothing(tmp_path, trained):
     (lambda m: ThoughtRL(TASK, THOUGHTS), "needs the frozen warm start"), (lambda m: ThoughtRL(TASK, thoughts_for(TASK, ITEMS, 1), ThoughtRLConfig(beta=0.0)), "n_thoughts 1"),
     (lambda m: ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig(beta=0.0))(m, (*TASK.encode(ITEMS[:2], worked=True), ITEMS[:2])), "have a thought in them"),
     (lambda m: WarmStart(TASK, 8, direct=0.7, canned=0.5), "sum to at most 1"), (lambda m: WarmStart(TASK, 0), "batch of 0"), (lambda m: ThoughtRL(TASK, replace(THOUGHTS, temperature=0.5), ThoughtRLConfig(beta=0.0)), "temperature 0.5"), (lambda m: ThoughtRL(TASK, THOUGHTS, reference=m)(m, (*TASK.encode(ITEMS[:2]), ITEMS[:2])), "the model itself"),
-    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: Questions(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(Questions(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
+    (lambda m: run_step2_rl("nowhere", m, ("arithmetic", 2), THOUGHTS), "another vocabulary"), (lambda m: small("nowhere", m, batch=0), "batch 0"), (lambda m: ThoughtRLConfig(kl_to="no_thougt"), "did you mean 'no_thought'"), (lambda m: thoughts_for(TASK, [Item("ab=", (), "c")]), "nothing to think"), (lambda m: ProblemBatches(TASK, 4, shift=-1), "shift is -1"), (lambda m: next(ProblemBatches(TASK, 4, keep=lambda i: False)), "0 of 400 items"),
     (lambda m: right_answers(COUNTDOWN, *(COUNTDOWN.encode(COUNTDOWN.sample(2))[1][x] for x in (slice(None), (slice(None), None)))), "give the items"),
 ])
 def test_bad_input_is_refused(act, message):
@@ -519,9 +663,35 @@ def test_a_missing_or_foreign_warm_start_is_refused(tmp_path):
     with pytest.raises(TypeError, match="NormedGPT"): save_model(tmp_path / "n", NormedGPT(fresh().cfg), ("s5", 1), THOUGHTS)
 
 
+@pytest.mark.parametrize("weights", [{}, {"token.weight": torch.zeros(2, 2)}])
+def test_a_file_without_the_weights_of_its_model_is_refused(tmp_path, weights):
+    file = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
+    with safe_open(file, "pt") as f: metadata = f.metadata()
+    file.write_bytes(save(weights, metadata))
+    with pytest.raises(ValueError, match=r"m does not hold its model's weights: \d+ do not fit, token.weight first. Give a file that save_model wrote"): load_model(file)
+
+
+def test_a_stop_while_a_file_is_read_is_a_stop(tmp_path, monkeypatch):
+    "The reader makes an error of its own of whatever is raised inside it"
+    file, real = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS), warm_start.safe_open
+    def read(*args):
+        try: signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as why: raise SafetensorError("interrupted") from why
+        return real(*args)
+    monkeypatch.setattr(warm_start, "safe_open", read)
+    with pytest.raises(KeyboardInterrupt): load_model(file)
+
+
+def test_a_saved_model_can_be_read_by_whom_the_system_lets(tmp_path):
+    before = os.umask(0o022)
+    try: file = save_model(tmp_path / "m", fresh(), ("s5", 1), THOUGHTS)
+    finally: os.umask(before)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o644
+
+
 def test_a_task_without_a_length_is_refused():
     "Outside of the tests, which check types"
-    done = subprocess.run([sys.executable, "-c", "from refine_nb.thought_rl import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "from refine_nb.pipeline import run_step1_baking; run_step1_baking('nowhere', 's5')"], capture_output=True, text=True)
     assert "ValueError: task is 's5', needs a name and a length" in done.stderr
 
 
@@ -573,7 +743,7 @@ def test_padding_is_no_part_of_an_answer():
     model, thoughts = thinker(task, items, n_layers=1, width=16, n_heads=2), thoughts_for(task, items)
     for p in model.parameters(): torch.nn.init.normal_(p, std=0.3)
     prompt, answer = task.encode(items)
-    trunk = Trunk(model, prompt)
+    trunk = Prefix(model, prompt)
     short = torch.tensor([len(i.completion()) for i in items])
     assert short.unique().numel() > 1
     alone = torch.stack([row_logp(model, prompt[i], answer[i, : short[i]]).sum() for i in range(12)])
@@ -598,7 +768,7 @@ def test_expected_update_is_the_gradient_of_the_expected_reward(monkeypatch):
             for y in [None] if x == stop else range(8): rows.append(([7, *thought, x] + ([] if y is None else [y]), [False, *own, True] + ([] if y is None else [True])))
     ids = torch.tensor([(r + [0] * 5)[:5] for r, _ in rows])[None]
     chosen = torch.tensor([(c + [False] * 5)[:5] for _, c in rows])[None]
-    logp = thought_rl.branch_logits(Trunk(model, prompt), ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+    logp = thought_rl.branch_logits(Prefix(model, prompt), ids).log_softmax(-1).gather(-1, ids[..., None])[..., 0]
     p = (logp * chosen).sum(-1).exp()
     assert abs(p.sum() - 1) < 1e-4
     def gradient(loss): return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
@@ -613,7 +783,7 @@ def decoded(task, ids): return "".join([*task.vocab.chars, "<"][i] for i in ids.
 
 @pytest.mark.parametrize("task", [WORDS, COUNTDOWN, load_task("multiple_choice", (3, 5)), load_task("s5", (1, 3))], ids=lambda t: type(t).__name__)
 def test_warm_start_of_any_task_is_prompt_thought_and_answer(task):
-    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), Questions(task, 12, 5, shift=3)
+    stream, again = WarmStart(task, 12, direct=0.5, seed=5, shift=3), ProblemBatches(task, 12, 5, shift=3)
     (prompts, answers), (thinking, written) = next(stream)
     items = again.draw(12)
     for rows, part, kind in (((prompts, answers), items[:6], "direct"), ((thinking, written), items[6:], "worked")):
@@ -635,15 +805,33 @@ def test_answers_behind_thoughts_are_checked_as_text_is():
             assert right_answers(task, task.encode([asked])[1], ids, [asked]).tolist() == [[right]], text
 
 
+def test_padding_ends_no_answer():
+    "Room for three characters: a right sum fills it and has no end, where there are three it is not; with a fourth it is"
+    item = COUNTDOWN.item("2 5>7=")
+    symbols = {c: i for i, c in enumerate([*COUNTDOWN.vocab.chars, "<"])}
+    ids, answer = torch.tensor([[[symbols[c] for c in "<2+5=7:5+2\n\n\n"]]]), COUNTDOWN.encode([item])[1]
+    assert [right_answers(COUNTDOWN, answer[:, :room], ids, [item]).item() for room in (3, 4)] == [False, True]
+
+
+def test_a_true_answer_longer_than_was_expected_has_room_behind_a_thought():
+    "A generator that was told of shorter answers: likelihoods are those of one that was not"
+    model, (prompt, answer, _) = fresh(), questions()
+    trunk = Prefix(model, prompt)
+    short, long = (ThoughtGenerator(replace(THOUGHTS, length=3), room, STOP)(trunk, 1, temperature=0.0) for room in (2, 6))
+    assert torch.equal(short.inside[..., :5], long.inside[..., :5]) and short.ids.shape[-1] == 7
+    assert torch.allclose(answer_logp(trunk, short, answer, END), answer_logp(trunk, long, answer, END), atol=1e-5)
+    ids, there = with_answer(short, answer, END)
+    assert torch.equal(ids[there].view(4, 6), answer)
+
+
 def test_questions_keep_shift_and_resume():
     keep = lambda item: item.prompt[0] == "a"
-    one, two = Questions(TASK, 8, 3, keep, shift=4), Questions(TASK, 8, 3, keep, shift=4)
+    one, two = ProblemBatches(TASK, 8, 3, keep, shift=4), ProblemBatches(TASK, 8, 3, keep, shift=4)
     widths = {next(one)[0].shape[1] for _ in range(30)}
     two.load_state_dict(one.state_dict())
     (prompt, _, items), (prompt2, _, items2) = next(one), next(two)
     assert widths == {7, 8, 9, 10, 11} and torch.equal(prompt, prompt2) and items == items2
     assert all(i.prompt[0] == "a" for i in items) and [decoded(TASK, p).lstrip("\n") for p in prompt] == [i.prompt for i in items]
-    assert torch.equal(next(Questions(TASK, 8, 3))[0], next(Prompts(TASK, 8, seed=3))[0])
 
 
 def test_kl_to_the_warm_start_without_thoughts():
@@ -657,7 +845,7 @@ def test_kl_to_the_warm_start_without_thoughts():
             e = found.ids[i, g].tolist().index(END) + 1
             logp = logp_of(model, torch.cat([prompt[i], found.ids[i, g, :e], answer[i]]), 6)
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    told = kl_without_thoughts(Trunk(model, prompt), Trunk(reference, prompt), found, answer, END)
+    told = kl_without_thoughts(Prefix(model, prompt), Prefix(reference, prompt), found, answer, END)
     assert torch.allclose(told, torch.stack(terms).mean(), atol=1e-5) and told.requires_grad
     losses = [ThoughtRL(TASK, THOUGHTS, ThoughtRLConfig("gain", beta=beta, kl_to=to), reference, seed=0)(model, (prompt, answer, items)) for beta, to in ((0.0, "no_thought"), (0.5, "no_thought"), (0.5, "same_thought"))]
     assert (losses[1][0] - losses[0][0]).item() == pytest.approx(0.5 * told.item(), abs=1e-5) and (losses[2][0] - losses[0][0]).item() == pytest.approx(0.5 * losses[0][1]["rl/kl_divergence"], abs=1e-5)
@@ -672,7 +860,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
     torch.manual_seed(0)
     models = [thinker(task, items, n_layers=1, width=16) for _ in range(2)]
     for m in models: [torch.nn.init.normal_(p, std=0.2) for p in m.parameters()]
-    found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Trunk(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
+    found, terms = ThoughtGenerator(thoughts, answer.shape[1], task.vocab["\n"])(Prefix(models[0], prompt), generator=torch.Generator().manual_seed(0)), []
     assert len(set(lengths := [len(i.completion()) for i in items])) > 1
     for i, n in enumerate(lengths):
         logp_of = lambda m, *before, n=n, known=(answer[i, :n],): m(torch.cat([*before, *known])[None])[0, -n - 1 : -1].log_softmax(-1)
@@ -680,7 +868,7 @@ def test_kl_without_thoughts_ends_where_answers_end():
         for g in range(2):
             logp = logp_of(models[0], prompt[i], found.ids[i, g, : found.ids[i, g].tolist().index(thoughts.end) + 1])
             terms.append((logp.exp() * (logp - ref)).sum(-1))
-    assert torch.allclose(kl_without_thoughts(Trunk(models[0], prompt), Trunk(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
+    assert torch.allclose(kl_without_thoughts(Prefix(models[0], prompt), Prefix(models[1], prompt), found, answer, thoughts.end), torch.cat(terms).mean(), atol=1e-5)
 
 
 def test_what_is_logged_of_thoughts_is_what_was_drawn():
@@ -764,9 +952,9 @@ def test_a_task_that_is_wider_than_the_warm_start_is_refused(tmp_path, trained):
 
 def test_answers_have_the_same_room_in_every_batch():
     task = load_task("addition", (1, 4))
-    widths = {room: {next(Questions(task, 2, seed, room=room))[1].shape[1] for seed in range(20)} for room in (0, 6)}
+    widths = {room: {next(ProblemBatches(task, 2, seed, width=room))[1].shape[1] for seed in range(20)} for room in (0, 6)}
     assert len(widths[0]) > 1 and widths[6] == {6}
-    answer, items = next(Questions(task, 2, 0, room=6))[1:]
+    answer, items = next(ProblemBatches(task, 2, 0, width=6))[1:]
     assert [decoded(task, a).rstrip("\n") for a in answer] == [i.answer for i in items]
 
 
@@ -921,6 +1109,6 @@ def test_what_step_two_cannot_honour_is_refused(tmp_path, change, message):
 def test_the_log_of_an_earlier_call_is_there_until_the_next_is_written(tmp_path, trained, monkeypatch):
     small(tmp_path, trained)
     log, seen = (tmp_path / "log.json").read_text(), []
-    monkeypatch.setattr(thought_rl, "train", lambda *args, **more: seen.append((tmp_path / "log.json").read_text()))
+    monkeypatch.setattr(pipeline, "train", lambda *args, **more: seen.append((tmp_path / "log.json").read_text()))
     small(tmp_path, trained)
     assert seen == [log]

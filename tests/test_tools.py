@@ -1,15 +1,25 @@
 """The scripts behind `make`: each complaint that they can make is provoked once"""
+import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
+import time
 
 import check
 import nbformat
 import pages
 import pytest
+import reach
 import readme
-from conftest import ROOT
+import shape_checks
+import smoke
+import torch
+from conftest import ROOT, checked
+from jaxtyping import TypeCheckError
 from jupyter_server.services.contents.largefilemanager import LargeFileManager
+from toy_project import gone
 
 
 @pytest.fixture
@@ -123,44 +133,123 @@ def test_make_lab_saves_a_notebook_as_git_has_it(copy, monkeypatch):
         assert (copy / name).read_bytes() == before
 
 
-def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(monkeypatch, tmp_path):
+def test_smoke_runs_ask_only_for_parameters_that_the_notebook_has(tmp_path):
     (tmp_path / "experiments/sweeps").mkdir(parents=True)
-    monkeypatch.setattr(check, "ROOT", tmp_path)
     for line, asked in (("corpus = 'auto'", {"preset": "smoke", "corpus": "markov"}), ("seed = 0", {"preset": "smoke"})):
         cell = nbformat.v4.new_code_cell(f"preset = 'cpu'\n{line}\nPRESETS = {{'smoke': {{}}, 'cpu': {{}}}}", metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
-        assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb") == {"notebook": "01_one", "runs": [asked]}
+        assert smoke.smoke_sweep(tmp_path, tmp_path / "experiments/01_one.ipynb") == {"notebook": "01_one", "runs": [asked]}
 
 
-def test_every_value_of_a_sweep_file_is_in_some_smoke_run(monkeypatch, tmp_path):
-    "Lists side by side; random seeds, learning rates and the size of a number make no run of their own, zero does"
+def test_every_value_of_a_sweep_file_is_in_some_smoke_run(tmp_path):
+    "Few runs of those that the file asks for; random seeds, learning rates and the size of a number make none of their own, zero does"
     (tmp_path / "experiments/sweeps").mkdir(parents=True)
-    monkeypatch.setattr(check, "ROOT", tmp_path)
     cell = nbformat.v4.new_code_cell("preset = 'cpu'\nseed = 0\nlr = 0.1\nkind = 'a'\nbeta = 0.0\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
     (tmp_path / "experiments/sweeps/one.yaml").write_text("notebook: 01_one\nruns:\n  - {seed: [0, 1], lr: [0.1, 0.2]}\n  - {seed: 3, kind: [a, b, c], beta: [0.1, 0.2], start: {sweep: other, where: {}}}\n")
     small = {"preset": "smoke"}
-    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "a", "beta": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.2} | small, {"seed": 3, "kind": "c", "beta": 0.2} | small]
+    assert smoke.smoke_sweep(tmp_path, tmp_path / "experiments/01_one.ipynb")["runs"] == [{"seed": 0, "lr": 0.1} | small, {"seed": 3, "kind": "b", "beta": 0.1} | small, {"seed": 3, "kind": "c", "beta": 0.1} | small]
 
 
-def test_a_users_own_files_are_not_checked(monkeypatch, tmp_path):
-    monkeypatch.setattr(check, "ROOT", tmp_path)
+def test_no_run_is_there_that_the_others_make_idle():
+    "The run with the most is chosen first, and is not needed in the end"
+    found = {frozenset(own): {"run": own} for own in ("abcd", "abe", "cdf")}
+    assert [run["run"] for run in smoke.covering(found, frozenset("abcdef"))] == ["abe", "cdf"]
+
+
+def test_a_change_reaches_who_imports_it(tmp_path):
+    sources = {"refine_nb/low.py": "", "refine_nb/high.py": "from .low import x", "tests/test_low.py": "import refine_nb.low", "tools/tool.py": "",
+               "tests/test_high.py": "from refine_nb.high import y", "tests/test_tool.py": "import tool", "tests/test_none.py": "import os"}
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert reach.reached(tmp_path, {"refine_nb/low.py"}) == {"tests/test_low.py": 1, "tests/test_high.py": 2}
+    assert reach.reached(tmp_path, {"tools/tool.py", "tests/test_none.py"}) == {"tests/test_tool.py": 1, "tests/test_none.py": 0}
+
+
+def test_the_nearest_tests_that_fit_are_chosen():
+    near = {"a": 2, "b": 1, "c": 1, "d": 3}
+    assert reach.chosen(near, {"a": 5, "b": 50, "c": 3, "d": 3}, 11) == (["c", "a", "d"], ["b"])
+
+
+def test_what_looks_alike_is_checked_once():
+    "Another shape, another precision, another item of a list, another result: checked; the same: not again"
+    asked = []
+    counting = shape_checks.checked_once(typechecker=lambda fn: lambda *args, **kwargs: asked.append(args) or fn(*args, **kwargs))
+    fn = counting(nothing_of)
+    def checks(value):
+        asked.clear()
+        fn(value)
+        return len(asked)
+    assert [checks(torch.ones(2, 3)) > 0, checks(torch.zeros(2, 3)), checks(torch.ones(3, 3)) > 0, checks(torch.ones(2, 3).double()) > 0] == [True, 0, True, True]
+    assert checks([1, 2]) > 0 and checks([1, None]) > 0 and checks([7, None]) == 0
+    same = iter([1, 2, None])
+    fn = shape_checks.checked_once(a_number_of, typechecker=checked)
+    assert fn(same) == 1 and fn(same) == 2
+    with pytest.raises(TypeCheckError, match="return value"): fn(same)
+
+
+def nothing_of(value) -> None:
+    "For the test above"
+
+
+def a_number_of(values: object) -> int:
+    "For the test above"
+    return next(values)
+
+
+needs_fork = pytest.mark.skipif(sys.platform != "linux", reason="processes are not forked here")
+
+
+@pytest.fixture
+def server(tmp_path):
+    "A warm server that has imported nothing"
+    path = str(tmp_path / "socket")
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'tools')!r}); import warm; warm.command = lambda *a: exec(a[0]); warm.Server({path!r}).run()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as process:
+        while not (tmp_path / "socket").exists(): time.sleep(0.01)
+        yield [sys.executable, "-I", "-S", str(ROOT / "tools/warm.py"), "command", path]
+        process.stdin.close()
+
+
+@needs_fork
+def test_a_forked_process_is_like_one_of_its_own(server, tmp_path):
+    "Folder, environment, output and exit code are those of the one that asks"
+    code = "import os; print(os.getcwd(), os.environ['HERE']); raise SystemExit(7)"
+    done = subprocess.run([*server, code], cwd=tmp_path, env=os.environ | {"HERE": "there"}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (7, f"{tmp_path} there\n")
+    assert subprocess.run([*server, "raise KeyError('x')"], capture_output=True).returncode == 1
+
+
+@needs_fork
+@pytest.mark.parametrize("victim", ["the one that asks", "the fork"])
+def test_a_fork_and_the_one_that_asks_for_it_end_together(server, victim):
+    asking = subprocess.Popen([*server, "import os, time; print(os.getpid(), flush=True); time.sleep(60)"], stdout=subprocess.PIPE, text=True)
+    fork = int(asking.stdout.readline())
+    os.kill(asking.pid if victim == "the one that asks" else fork, signal.SIGKILL)
+    assert asking.wait(20) == -9
+    for _ in range(500):
+        if gone(fork): break
+        time.sleep(0.02)
+    assert gone(fork)
+
+
+def test_a_users_own_files_are_not_checked(tmp_path):
     files = [tmp_path / "ours.py", tmp_path / "mine.py"]
     for file in files: file.touch()
-    assert check.committed(files) == files  # without git, everything
+    assert smoke.committed(tmp_path, files) == files  # without git, everything
     for words in (["init", "-q"], ["add", "ours.py"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
-    assert check.committed(files) == files[:1]
+    assert smoke.committed(tmp_path, files) == files[:1]
 
 
-def test_smoke_runs_know_nothing_of_a_users_own_sweep(monkeypatch, tmp_path):
+def test_smoke_runs_know_nothing_of_a_users_own_sweep(tmp_path):
     (tmp_path / "experiments/sweeps").mkdir(parents=True)
-    monkeypatch.setattr(check, "ROOT", tmp_path)
     cell = nbformat.v4.new_code_cell("preset = 'cpu'\nkind = 'a'\nPRESETS = {'smoke': {}, 'cpu': {}}", metadata={"tags": ["parameters"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "experiments/01_one.ipynb")
     for name in ("ours", "mine"):
         (tmp_path / f"experiments/sweeps/{name}.yaml").write_text(f"notebook: 01_one\nruns: [{{kind: {name}}}]\n")
     for words in (["init", "-q"], ["add", "experiments/sweeps/ours.yaml"]): subprocess.run(["git", "-C", tmp_path, *words], check=True)
-    assert check.smoke_sweep(tmp_path / "experiments/01_one.ipynb")["runs"] == [{"kind": "ours", "preset": "smoke"}]
+    assert smoke.smoke_sweep(tmp_path, tmp_path / "experiments/01_one.ipynb")["runs"] == [{"kind": "ours", "preset": "smoke"}]
 
 
 def test_find_python_refuses_with_a_way_out():
@@ -171,8 +260,6 @@ def test_find_python_refuses_with_a_way_out():
 
 
 def test_shapes_are_checked_while_tests_run():
-    import torch
-    from jaxtyping import TypeCheckError
     from refine_nb.trigram import NGram
     model = NGram.fit(torch.tensor([0, 1, 0, 1]), 2, 1)
     with pytest.raises(TypeCheckError): model.log_probs(torch.tensor([0, 1]))  # one dimension where (b, t) is declared

@@ -1,7 +1,9 @@
 """The loop: an independent loop, bit-identical resumption after a real kill, golden losses, refusals"""
+import copy
 import math
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import refine_nb.checkpoints as checkpoints_module
 import refine_nb.train as train_module
+from refine_nb.checkpoints import BadCheckpoint, checkpoints
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import BadCheckpoint, NonFiniteLoss, TrainConfig, adamw, checkpoints, count_flops, cross_entropy, lr_at, train
+from refine_nb.train import Averaged, NonFiniteLoss, Objective, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
 
 IDS = torch.from_numpy(MarkovSource().sample(5000))
 
@@ -210,7 +214,7 @@ def test_a_failure_while_writing_a_checkpoint_leaves_the_old_one(tmp_path, monke
     "Each thing that writing does fails in turn; the next process finds the checkpoint before, and the same weights in the end"
     whole, calls = fresh(dropout=0.2), []
     go(whole)
-    target = (pathlib.Path, "rename") if broken == "rename" else (train_module, broken)
+    target = (pathlib.Path, "rename") if broken == "rename" else (checkpoints_module, broken)
     real = getattr(*target)
 
     def fail(*args, **kwargs):
@@ -275,6 +279,161 @@ def test_accumulated_halves_are_one_batch():
     rows = train(**one), train(**two)
     assert torch.allclose(weights(one), weights(two), atol=1e-5)
     assert rows[0][-1]["tokens"] == rows[1][-1]["tokens"] and rows[0][-1]["flops"] == rows[1][-1]["flops"]
+
+
+def dealt(model, rectangles):
+    "The gradient and row of one update on these batches, without a step"
+    twin = copy.deepcopy(model)
+    row = update(twin, cross_entropy, rectangles, torch.optim.SGD(twin.parameters(), 1.0), 0.0, 1e9)
+    return torch.cat([p.grad.flatten() for p in twin.parameters()]), row
+
+
+def test_it_is_no_matter_how_examples_are_dealt():
+    "Texts of 2, 3 and 12 characters: any batches of them give the gradient of the mean over all targets"
+    model = fresh()["model"]
+    texts = [IDS[i : i + n][None] for i, n in enumerate((3, 13, 4, 13))]
+    total = sum(F.cross_entropy(model(t[:, :-1])[0], t[0, 1:], reduction="sum") for t in texts) / 29
+    want = torch.cat([g.flatten() for g in torch.autograd.grad(total, list(model.parameters()))])
+    for rectangles in (texts, texts[::-1], [texts[0], torch.cat([texts[1], texts[3]]), texts[2]]):
+        gradient, row = dealt(model, rectangles)
+        assert torch.allclose(gradient, want, atol=1e-6) and row["loss"] == pytest.approx(total.item(), rel=1e-6) and row["tokens"] == 29
+
+
+def test_an_objective_says_what_its_loss_is_a_mean_over():
+    class ByRow(Objective):
+        def __call__(self, model, batch): return model.weight.sum() * batch, dict(tokens=100 * batch, rows=batch)
+        def terms(self, metrics): return metrics["rows"]
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    row = update(model, ByRow(), [1, 3], torch.optim.SGD(model.parameters(), 0.1), 0.0, 1e9)
+    assert model.weight.grad.item() == pytest.approx((1 * 1 + 3 * 3) / 4) and row["rows"] == pytest.approx(10 / 4) and row["tokens"] == 400
+
+
+def test_sums_largest_and_smallest_values():
+    "Of three batches; what nobody speaks of is a mean, tokens are a sum"
+    class Described(Objective):
+        reductions = dict(generated="sum", reward_max="max", reward_min="min")
+
+        def __call__(self, model, batch): return model.weight.sum(), dict(generated=batch, reward_max=batch, reward_min=batch, reward=batch, tokens=2)
+
+    model = torch.nn.Linear(1, 1)
+    row = update(model, Described(), [5, 1, 3], torch.optim.SGD(model.parameters(), 0.1), 0.0, 1e9)
+    assert {k: row[k] for k in ("generated", "reward_max", "reward_min", "reward", "tokens")} == dict(generated=9, reward_max=5, reward_min=1, reward=pytest.approx(3), tokens=6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_an_average_moves_once_an_update(accumulate):
+    "By hand over the weights after every update, the last one included, however many batches an update has"
+    run, after = fresh(accumulate=accumulate, steps=12), []
+    averaged = Averaged(cross_entropy, run["model"], 0.5)
+    mean = weights(run).double()
+    train(**run | dict(objective=averaged), callbacks=(lambda row: after.append(weights(run).double()),))
+    for n, now in enumerate(after, 1):
+        kept = min(0.5, (1 + n) / (10 + n))
+        mean = kept * mean + (1 - kept) * now
+    assert averaged.updates == 12 and torch.allclose(weights(dict(model=averaged.average)).double(), mean, atol=1e-6)
+    assert not any(p.requires_grad for p in averaged.average.parameters())
+
+
+def test_an_average_passes_on_what_its_objective_says():
+    class Inner(Objective):
+        updates, reductions = 0, dict(a="max")
+
+        def __call__(self, model, batch): return model.weight.sum(), dict(a=batch, tokens=1)
+        def after_update(self, model): self.updates += 1
+        def kind(self, model): return "inner"
+        def terms(self, metrics): return metrics["a"]
+
+    model, inner = torch.nn.Linear(1, 1), Inner()
+    averaged = Averaged(inner, model, 0.9)
+    row = update(model, averaged, [1, 3], torch.optim.SGD(model.parameters(), 0.1), 0.0, 1e9)
+    assert row["a"] == 3 and inner.updates == averaged.updates == 1 and averaged.kind(model) == "inner" and averaged.terms(dict(a=7)) == 7
+    with pytest.raises(ValueError, match="decay is 1.0"): Averaged(inner, model, 1.0)
+
+
+def test_an_update_that_is_not_made_counts_for_nothing():
+    averaged = Averaged(lambda model, batch: (model.weight.sum() * math.nan, {}), model := torch.nn.Linear(1, 1), 0.9)
+    update(model, averaged, [None], torch.optim.SGD(model.parameters(), 0.1), 0.1, 1.0)
+    assert averaged.updates == 0
+
+
+class Ragged(Windows):
+    "Windows of three lengths"
+    def __next__(self):
+        windows = super().__next__()
+        return windows[:, : (13, 5, 9)[int(windows.sum()) % 3]]
+
+
+def test_every_kind_of_batch_is_counted():
+    "Operations are the sum over all batches; and again after a stop, from where it stopped"
+    run, twin = fresh(accumulate=2) | dict(batches=Ragged(IDS, 12, 4)), fresh() | dict(batches=Ragged(IDS, 12, 4))
+    rows = train(**run)
+    by_hand = [count_flops(twin["model"], cross_entropy, next(twin["batches"])) for _ in range(40)]
+    assert [r["flops"] for r in rows] == [sum(by_hand[: 2 * n]) for n in range(1, 21)] and len(set(by_hand)) == 3
+
+
+def test_costs_are_part_of_a_checkpoint(tmp_path, monkeypatch):
+    "A kind that is known is not counted again, so that a resumed run has the numbers of a whole one"
+    counts, real = [], train_module._count
+    monkeypatch.setattr(train_module, "_count", lambda *args: counts.append(1) or real(*args))
+    rows = train(**fresh(), checkpoint_dir=tmp_path)
+    shutil.rmtree(checkpoints(tmp_path)[-1])
+    again = train(**fresh(), checkpoint_dir=tmp_path)
+    assert len(counts) == 1 and [r["flops"] for r in rows] == [r["flops"] for r in again]
+
+
+def test_counting_is_no_training_time(monkeypatch):
+    "By a clock that only counting and batches move"
+    now, real = [0.0], train_module._count
+
+    def counted(*args):
+        now[0] += 100
+        return real(*args)
+
+    class Slow(Windows):
+        def __next__(self):
+            now[0] += 1
+            return super().__next__()
+
+    monkeypatch.setattr(train_module, "_count", counted)
+    monkeypatch.setattr(train_module.time, "process_time", lambda: now[0])
+    assert [r["cpu_seconds"] for r in train(**fresh(steps=3) | dict(batches=Slow(IDS, 12, 4)))] == [1, 2, 3] and now[0] == 103
+
+
+def test_counting_between_accumulated_batches_leaves_the_gradient():
+    model = fresh()["model"]
+    cross_entropy(model, IDS[None, :9])[0].backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    count_flops(model, cross_entropy, IDS[None, :5])
+    assert all(torch.equal(p.grad, b) for p, b in zip(model.parameters(), before))
+
+
+def test_an_evaluation_in_another_mode_changes_nothing():
+    "Dropout goes on, and a part that stands still still does"
+    a, b = fresh(dropout=0.2), fresh(dropout=0.2, eval_every=3)
+
+    def freezing(row): b["model"].blocks[1].eval(), a["model"].blocks[1].eval()
+
+    go(a, callbacks=(freezing,)), go(b, evaluate=lambda m: dict(val_x=float(m.eval().training)), callbacks=(freezing,))
+    assert torch.equal(weights(a), weights(b)) and b["model"].training and not b["model"].blocks[1].training
+
+
+def test_an_error_of_weights_that_are_no_numbers_is_no_mistake():
+    "Drawing from a distribution of nan raises inside the objective; with whole weights an error stays what it is"
+    def drawing(model, batch):
+        if not model.head.weight.isfinite().all(): torch.multinomial(model(batch[:, :-1]).softmax(-1)[0], 1)
+        return cross_entropy(model, batch)
+
+    run = fresh() | dict(objective=drawing)
+
+    def breaking(row):
+        with torch.no_grad(): run["model"].head.weight[0, 0] = math.inf if row["step"] == 4 else 0.0
+
+    with pytest.raises(NonFiniteLoss, match="at step 5") as stopped: train(**run, callbacks=(breaking,))
+    assert isinstance(stopped.value.__cause__, RuntimeError)
+
+    def failing(model, batch): raise RuntimeError("mine")
+    with pytest.raises(RuntimeError, match="mine"): train(**fresh() | dict(objective=failing))
 
 
 def test_counting_flops_changes_nothing():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from refine_nb.data import CharVocab, split_ids
-from refine_nb.trigram import NGram, evaluate, score
+from refine_nb.evaluation import evaluate
+from refine_nb.trigram import NGram
 
 
 def brute(text, order, chars):
@@ -42,15 +43,6 @@ def test_windows_are_independent_rows():
 @pytest.mark.parametrize("ids, n, order, message", [([0, 1], 2, 0, "below 1"), ([0, 1], 2, 3, "no 3-gram"), ([0, 2], 2, 1, "do not fit"), ([-1, 0], 2, 1, "do not fit")])
 def test_refusals(ids, n, order, message):
     with pytest.raises(ValueError, match=message): NGram.fit(torch.tensor(ids), n, order)
-
-
-def test_score_by_hand():
-    class Fixed:
-        def log_probs(self, ids): return torch.tensor([0.7, 0.2, 0.1]).log().expand(*ids.shape, 3)
-
-    nll, hit = score(Fixed(), torch.tensor([[0, 0, 1], [2, 2, 0]]))
-    assert torch.allclose(nll.exp(), torch.tensor([[1 / 0.7, 5.0], [10.0, 1 / 0.7]])) and hit.tolist() == [[True, False], [False, True]]
-    assert evaluate(Fixed(), torch.tensor([[0, 0, 1], [2, 2, 0]]), skip=1)["val_accuracy"] == 0.5
 
 
 def test_tinyshakespeare_numbers(tinyshakespeare):

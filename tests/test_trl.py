@@ -15,8 +15,9 @@ with warnings.catch_warnings():
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refine_nb._trl import guided_rollout
-from refine_nb.candidates import CandidateConfig
-from refine_nb.grpo import group_advantage, grpo_loss, k3
+from refine_nb.candidates import CandidateConfig, group_advantage
+from refine_nb.evaluation import k3
+from refine_nb.grpo import grpo_loss
 
 SYMBOLS, END, PAD, LENGTH = "abcdefghij", 10, 11, 6
 PROMPTS = ["abc", "h", "gfedcbaj", "bb"]
@@ -117,15 +118,13 @@ def test_weights_in_the_mask(tmp_path, loss_type):
 
 
 def test_advantages(tmp_path):
-    "TRL divides by the deviation with g − 1 in the denominator, plus 1e-4; without scaling the two are one"
-    rewards = [0.0, 1.0, 1.0, 5.0, 2.0, 2.0, 2.0, 2.0, 0.1, 0.3, 0.2, 0.9, 1.0, 0.0, 0.0, 0.0]
+    "TRL divides by the deviation of the sample, plus 1e-4: a group of rewards that nearly agree is among them"
+    rewards = [0.0, 1.0, 1.0, 5.0, 2.0, 2.0, 2.0, 2.0, 0.1, 0.3, 0.2, 0.9, 1.0002, 1.0, 1.0, 1.0]
     reward, weight = torch.tensor(rewards).view(4, 4), torch.full((4, 4), 1 / 4)
     for scale in ("group", "none"):
         trainer = trainer_in(tmp_path, lambda completions, **_: rewards, guided_rollout(LIKELIEST), scale_rewards=scale)
         found = trainer._generate_and_score_completions([{"prompt": p} for p in repeated(PROMPTS, 4)])["advantages"].view(4, 4)
-        adv, flat = group_advantage(reward, weight, scale)
-        deviation = reward.std(-1, correction=0, keepdim=True)
-        if scale == "group": adv = adv * deviation / (deviation * (4 / 3) ** 0.5 + 1e-4)
+        adv, flat = group_advantage(reward, weight, scale, deviation="sample")
         assert torch.allclose(found, adv, atol=1e-5) and flat.tolist() == [False, True, False, False]
 
 

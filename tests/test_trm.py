@@ -1,18 +1,23 @@
-"""The recursion against one written out, the reward against calculus, gradients with and without detaching and checkpointing, caching, halting, averages, resumption, refusals"""
+"""The recursion against one written out, gradients with and without detaching and checkpointing, caching, halting, costs, resumption, refusals"""
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from test_refinement import by_loops
 
 import refine_nb.trm as trm
-from refine_nb.data import MarkovSource, Windows
+from refine_nb.checkpoints import BadCheckpoint, checkpoints, load_weights
+from refine_nb.data import MarkovSource, Windows, supervised
+from refine_nb.benchmark_tasks import load_task
+from refine_nb.evaluation import score
 from refine_nb.gpt import ContextualGPT, GPTConfig, n_parameters, sample
-from refine_nb.tasks import load_task
-from refine_nb.train import BadCheckpoint, TrainConfig, checkpoints, count_flops, cross_entropy, load_weights, train
-from refine_nb.trigram import score
-from refine_nb.trm import (PAPER, PROFILES, TRM, Averaged, NormedGPT, Recursion, RecursiveGPT, Refinement, TRMConfig, answer_loss, evaluate_steps, every_start, net_refinement, refinement_loss, refinement_optimum,
-                           reward_gradient, score_steps, step0_degradation, supervised, supervision_weights)
+from refine_nb.refinement import Refinement, supervision_weights
+from refine_nb.train import Averaged, TrainConfig, adamw, answer_loss, count_flops, cross_entropy, lr_at, train, update
+from refine_nb.trm import (PAPER, TRM, NormedGPT, Recursion, RecursiveGPT, TRMConfig, evaluate_steps,
+                           score_steps)
+from refine_nb.puzzles import every_start
 
 V = 11
 NONE = dict(improvement_reward="none")
@@ -32,59 +37,6 @@ def gradient(model, loss): return torch.cat([g.flatten() for g in torch.autograd
 
 
 def problems(b=6): return random_ids(b, 9), random_ids(b, 3, seed=2)
-
-
-# Losses
-
-def test_weights():
-    assert supervision_weights(3, 4).numpy().round(3).tolist() == pytest.approx([0.025, 0.075, 0.225, 0.675])
-    assert supervision_weights(10, 4).numpy().round(3).tolist() == pytest.approx([0.001, 0.009, 0.090, 0.900])
-    assert supervision_weights(1, 5).tolist() == pytest.approx([0.2] * 5) and supervision_weights(0.5, 2).tolist() == pytest.approx([2 / 3, 1 / 3])
-
-
-def by_loops(losses, base, scale, reward):
-    total = sum(base**i * v for i, v in enumerate(losses)) / sum(base**i for i in range(len(losses)))
-    for before, now in zip(losses, losses[1:]):
-        before = before if reward == "naive" else before.detach()
-        gain = (before - now) / before
-        if reward != "none" and (reward != "hinge" or now > before): total = total - scale * gain
-    return total
-
-
-@pytest.mark.parametrize("reward", trm.REWARDS)
-@pytest.mark.parametrize("values", [[4.0, 2.0, 1.0, 1.5], [3.0, 3.5, 0.2], [2.0]])
-def test_loss_against_loops(reward, values):
-    a, b = (torch.tensor(values, requires_grad=True) for _ in range(2))
-    ours, theirs = refinement_loss(a, 5.0, 0.7, reward), by_loops(b, 5.0, 0.7, reward)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
-    assert torch.allclose(torch.autograd.grad(ours, a)[0], torch.autograd.grad(theirs, b)[0], rtol=1e-5)
-
-
-@pytest.mark.parametrize("n", [1, 2, 4, 7])
-def test_closed_gradient_is_autograds(n):
-    losses = (torch.rand(n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) + 0.3).requires_grad_()
-    assert torch.allclose(reward_gradient(losses.detach(), 3.0, 0.5), torch.autograd.grad(refinement_loss(losses, 3.0, 0.5), losses)[0], atol=1e-7)
-
-
-@pytest.mark.parametrize("profile", PROFILES)
-def test_optimum(profile):
-    "Nothing pulls at the steps before the last; two steps by hand; and it is a minimum over each step"
-    base, scale = (PROFILES[profile][k] for k in ("supervision_weight_base", "improvement_reward_scale"))
-    losses = torch.tensor(refinement_optimum(2.24, base, scale), dtype=torch.float64)
-    assert reward_gradient(losses, base, scale)[:3].abs().max() < 1e-6 and losses[3] == 2.24
-    assert refinement_optimum(1.5, base, scale, 2)[0] == pytest.approx(math.sqrt(scale * 1.5 * (1 + base)))
-    for k in range(3):
-        for factor in (0.99, 1.01):
-            moved = losses.clone()
-            moved[k] *= factor
-            assert refinement_loss(moved, base, scale) > refinement_loss(losses, base, scale)
-
-
-def test_measures():
-    assert trm.gross_refinement([4.0, 2.0, 1.0]) == 0.75 and step0_degradation(2.5, 2.0) == 0.5
-    assert net_refinement(2.0, {"a": 2.5, "b": 1.6}) == (1 - 2.0 / 1.6, "b")
-    with pytest.raises(ValueError, match="needs baselines"): net_refinement(2.0, {})
-    with pytest.raises(ValueError, match="loss of 'a' is nan"): net_refinement(2.0, {"a": math.nan})
 
 
 # The model
@@ -229,7 +181,7 @@ HALT = dict(halting=True, detach=True, refinement=Refinement(2.0, **NONE))
 
 
 @pytest.fixture
-def no_exploring(monkeypatch): monkeypatch.setattr(trm, "EXPLORE", 0.0)
+def no_exploring(monkeypatch): monkeypatch.setattr(trm, "_EXPLORE", 0.0)
 
 
 def doubt(model, logit):
@@ -270,7 +222,7 @@ def test_rows_that_halt_are_left_out_of_later_steps(no_exploring):
 
 
 def test_some_explore(monkeypatch):
-    monkeypatch.setattr(trm, "EXPLORE", 1.0)
+    monkeypatch.setattr(trm, "_EXPLORE", 1.0)
     model = doubt(tiny(**HALT), 2.0)
     torch.manual_seed(0)
     assert 2 < TRM(model.cfg.refinement)(model, problems(200))[1]["steps_per_row"] < 4
@@ -316,23 +268,50 @@ def test_stopped_and_resumed(tmp_path, objective, refinement, stop):
         assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_average_by_hand():
-    model = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(model.weight)
-    averaged, mean = Averaged(lambda m, b: (m.weight.sum(), {}), model, 0.5), 0.0
-    for call in range(6):
-        torch.nn.init.constant_(model.weight, call + 1.0)
-        averaged(model, None)
-        kept = min(0.5, (1 + call) / (10 + call))
-        mean = kept * mean + (1 - kept) * (call + 1)
-        assert averaged.average.weight.item() == pytest.approx(mean, rel=1e-5)
-    assert not averaged.average.weight.requires_grad
-
-
 def test_counting_flops_does_not_move_the_curriculum():
     model, objective = tiny(), TRM(Refinement(curriculum=10))
     count_flops(model, objective, random_ids(2, 9))
-    assert objective.batches == 0
+    assert objective.updates == 0
+
+
+def by_brute_force(run):
+    "Operations of a run: every batch counted by itself, just before its update"
+    total, cfg, optimizer = 0, run["cfg"], adamw(run["model"], run["cfg"])
+    for step in range(cfg.steps):
+        batch = next(run["batches"])
+        total += count_flops(run["model"], run["objective"], batch)
+        update(run["model"], run["objective"], [batch], optimizer, lr_at(step, cfg), cfg.clip)
+    return total
+
+
+@pytest.mark.parametrize("name, refinement, recursion", [("curriculum", Refinement(curriculum=15), Recursion()),
+                                                         ("halting", Refinement(1.0, **NONE), Recursion(2, 3, 4, True, True, True))])
+def test_operations_are_those_of_every_batch(name, refinement, recursion):
+    "Steps that come with the curriculum, rows that halt: the loop counts each kind once and knows the sum"
+    def run():
+        out = fresh(None, refinement, recursion)
+        if out["model"].halt is not None: torch.nn.init.constant_(out["model"].halt.bias, 0.0), torch.nn.init.normal_(out["model"].halt.weight)  # some rows halt
+        return out
+
+    rows = train(**run())
+    assert rows[-1]["flops"] == by_brute_force(run())
+    assert rows[-1]["flops"] != 20 * rows[0]["flops"]
+
+
+def test_the_curriculum_is_counted_in_updates():
+    "Four batches an update: all have the same number of steps"
+    objective, run = TRM(Refinement(curriculum=4)), fresh(None, Refinement(curriculum=4))
+    rows = train(**run | dict(objective=objective, cfg=replace(run["cfg"], steps=6, accumulate=4)))
+    assert [sum(k.startswith("loss_") for k in r) for r in rows] == [1, 1, 2, 3, 4, 4] and objective.updates == 6
+
+
+def test_a_step_that_some_batches_did_not_reach():
+    "Its loss is the mean of those that did"
+    few, many = ({"loss_0": 1.0, "tokens": 2}, {"loss_0": 4.0, "loss_1": 3.0, "tokens": 4})
+    metrics = iter([few, many])
+    model = torch.nn.Linear(1, 1)
+    row = update(model, lambda m, b: (m.weight.sum(), next(metrics)), [None, None], torch.optim.SGD(model.parameters(), 0.1), 0.1, 1.0)
+    assert row["loss_0"] == pytest.approx(3.0) and row["loss_1"] == pytest.approx(3.0) and row["tokens"] == 6
 
 
 def test_a_step_of_recursion_costs_as_many_plain_layers():
@@ -410,7 +389,7 @@ def test_the_normed_rival_starts_as_the_recursive_model_does():
 
 def test_presets():
     assert TRMConfig.with_refinement_preset(n_symbols=65).refinement == Refinement(5.0, 1.0, "naive") == Refinement()
-    found = {name: TRMConfig.with_refinement_preset(name, n_symbols=65) for name in PROFILES}
+    found = {name: TRMConfig.with_refinement_preset(name, n_symbols=65) for name in trm._PROFILES}
     assert [(c.refinement.supervision_weight_base, c.refinement.improvement_reward_scale, c.lr) for c in found.values()] == [(3, 0.5, 2e-3), (5, 1, 1e-3), (10, 2, 5e-4)]
     assert all(low <= c.training(1000).warmup <= high for c, (low, high) in zip(found.values(), [(50, 100), (100, 150), (150, 200)]))
     gpu = TRMConfig.preset("gpu", 65, recursion=PAPER, improvement_reward="none")
@@ -422,7 +401,6 @@ def test_presets():
 def test_wrong_model():
     with pytest.raises(TypeError, match="a ContextualGPT has none"): TRM()(ContextualGPT(GPTConfig(V)), random_ids(2, 9))
     with pytest.raises(ValueError, match="one step has no step"): TRM()(tiny(n_supervision=1, refinement=Refinement(**NONE)), random_ids(2, 9))
-    with pytest.raises(ValueError, match="decay is 1.0"): Averaged(TRM(), tiny(), 1.0)
 
 
 def test_foreign_checkpoints(tmp_path):

@@ -11,7 +11,9 @@ from conftest import ROOT
 from toy_project import write_notebook
 
 from refine_nb.parameters import Parameters
-from refine_nb.verify import Code, VerifyError, compare, cover, definitions, row_states, shortened, typed, verify
+from refine_nb._arms import VerifyError, shortened, typed
+from refine_nb._definitions import Code, definitions
+from refine_nb.verify import _cover, compare, row_states, verify
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 PARAMETERS = 'seed = 0\ncorpus = "markov"\nlr = 3e-3\nsteps = 500\nhow = "fine"  # or "breaks"'
@@ -19,10 +21,10 @@ IMPORTS = """
 import torch
 
 from refine_nb.data import CharVocab, Windows, eval_windows, load_corpus, split_ids
+from refine_nb.evaluation import evaluate, score
 from refine_nb.gpt import ContextualGPT, GPTConfig
 from refine_nb.records import start_run
 from refine_nb.train import TrainConfig, cross_entropy, train
-from refine_nb.trigram import evaluate, score
 """
 BODY = """
 text = load_corpus(corpus)
@@ -85,12 +87,12 @@ def edit(root, module, old, new):
 def test_refactorings_that_change_no_number_are_equal(project):
     edit(project, "gpt", "needs at least", "has to be at least")  # the wording of an error
     edit(project, "gpt", "    def hidden(", "    def unused(self): return 0\n\n    def hidden(")
-    edit(project, "train", "_stateful", "_with_state")  # a private helper
+    edit(project, "train", "_reduced", "_together")  # a private helper
     assert row_states(project) == {"row0": "unverified", "row1": "unverified"}
     made, = verify(root=project)
     assert (made["outcome"], made["row"], made["difference"]) == ("equal", "row1", "")
     assert int(made["numbers"]) > 30
-    assert {"train.train", "gpt.GPTConfig.__post_init__"} <= set(made["definitions"].split())
+    assert {"train.update", "gpt.GPTConfig.__post_init__"} <= set(made["definitions"].split())
     assert "gpt.ContextualGPT.unused" not in made["definitions"]
     assert row_states(project) == {"row0": "verified", "row1": "verified"}
     assert verify(root=project) == []  # its certificate holds
@@ -131,13 +133,23 @@ def test_few_arms_cover_a_change(project):
     record(project, [dict(seed="0", lr="0.001"), dict(seed="0", lr="0.002")])
     first = git(project, "rev-parse", "HEAD")
     assert len(verify(root=project)) == 2
-    edit(project, "train", "_stateful", "_with_state")
+    edit(project, "train", "_reduced", "_together")
     made, = verify(root=project, changed_since=first)
     assert made["outcome"] == "equal"
     assert sorted(row_states(project).values()) == ["unverified", "verified"]
     git(project, "checkout", "-q", "--", ".")
     edit(project, "grpo", "def ", "def new_")  # nobody executes it
     assert verify(root=project, changed_since=first, again=True) == []
+
+
+@needs_git
+def test_arms_whose_code_is_not_known_are_counted(project, capsys):
+    first = git(project, "rev-parse", "HEAD")
+    verify(root=project)
+    (project / "results/s/executed.json").unlink()
+    edit(project, "train", "_reduced", "_together")
+    assert verify(root=project, changed_since=first) == []
+    assert "1 arms were never run, or ran code that has other names by now" in capsys.readouterr().err
 
 
 @needs_git
@@ -236,8 +248,8 @@ def test_what_counts_as_a_change(old, new, same):
 
 
 def test_cover_is_small():
-    assert cover({"a": {1, 2}, "b": {2, 3}, "c": {1, 2, 3}, "d": {4}}) == ["c", "d"]
-    assert cover({"a": set()}) == [] == cover({})
+    assert _cover({"a": {1, 2}, "b": {2, 3}, "c": {1, 2, 3}, "d": {4}}) == ["c", "d"]
+    assert _cover({"a": set()}) == [] == _cover({})
 
 
 def test_parameters_are_cut_and_shapes_are_not():

@@ -38,9 +38,11 @@ def test_a_reinforced_model_is_logged_and_kept(fake, tmp_path):
     "All rows of a run, and its model as an artefact"
     import torch
 
-    from refine_nb.tasks import load_task
-    from refine_nb.thought_rl import run_step2_rl, thinker, thoughts_for
+    from refine_nb.benchmark_tasks import load_task
+    from refine_nb.pipeline import run_step2_rl
+    from refine_nb.thoughts import thoughts_for
     from refine_nb.train import TrainConfig
+    from refine_nb.warm_start import thinker
     task = load_task("s5", 1)
     torch.manual_seed(0)
     model, thoughts = thinker(task, task.sample(50), n_layers=1, width=16), thoughts_for(task, task.sample(50))

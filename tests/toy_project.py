@@ -24,7 +24,9 @@ for step in range(done + 1, steps + 1):
     os.replace(saved.with_suffix(".part"), saved)
 if mode == "error": raise KeyError("a mistake of the user's")
 if mode == "diverges": raise FloatingPointError("loss is nan at step 4")
-if mode == "kills_worker": os.kill(os.getppid(), signal.SIGKILL)
+if mode == "kills_worker":
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)  # a kernel ends itself when its worker is gone
 start = json.loads((run.dependency("warm_start") / "checkpoints" / "step.json").read_text()) if warm_start else 0
 run.finish({"x": start + steps * (seed + 1), "resumed_from": done}, deterministic=True)
 '''

@@ -2,8 +2,8 @@
 import pytest
 import torch
 
-from refine_nb.branches import Trunk, branch_logits, generate, star, tree_logits, tree_mask
 from refine_nb.gpt import choose, set_precision
+from refine_nb.prefix import Prefix, branch_logits, generate, star, tree_logits, tree_mask
 
 
 def random_ids(*shape, seed=1): return torch.randint(11, shape, generator=torch.Generator().manual_seed(seed))
@@ -63,7 +63,7 @@ def test_packed_gradients_equal_paths_alone(model):
 def test_trunk_values_and_gradients_equal_one_row_per_branch(model, t, g, c):
     prefix, branches = random_ids(2, t), random_ids(2, g, c, seed=3)
     pick = torch.randn(2, g, c, 11, generator=torch.Generator().manual_seed(2))
-    ours, theirs = branch_logits(Trunk(model, prefix), branches), rows(model, prefix, branches)
+    ours, theirs = branch_logits(Prefix(model, prefix), branches), rows(model, prefix, branches)
     assert torch.allclose(ours.log_softmax(-1), theirs.log_softmax(-1), atol=1e-5)
     a, b = gradients(model, (ours.log_softmax(-1) * pick).sum()), gradients(model, (theirs.log_softmax(-1) * pick).sum())
     assert max((x - y).abs().max() for x, y in zip(a, b)) < 1e-5 * max(y.abs().max() for y in b)
@@ -72,20 +72,20 @@ def test_trunk_values_and_gradients_equal_one_row_per_branch(model, t, g, c):
 def test_bf16_stays_close(model):
     set_precision(model, "bf16")
     prefix, branches = random_ids(2, 9), random_ids(2, 4, 5, seed=3)
-    gap = (branch_logits(Trunk(model, prefix), branches).softmax(-1) - rows(model, prefix, branches).softmax(-1)).abs()
+    gap = (branch_logits(Prefix(model, prefix), branches).softmax(-1) - rows(model, prefix, branches).softmax(-1)).abs()
     assert gap.mean() < 0.01
 
 
 def test_trunk_predicts_the_next_character(model):
     prefix = random_ids(3, 8)
-    assert torch.allclose(Trunk(model, prefix).next_logits, model(prefix)[:, -1], atol=1e-5)
+    assert torch.allclose(Prefix(model, prefix).next_logits, model(prefix)[:, -1], atol=1e-5)
 
 
 def test_branches_do_not_see_each_other(model):
     prefix, branches = random_ids(2, 6), random_ids(2, 3, 4)
     other = branches.clone()
     other[:, 1] = (other[:, 1] + 1) % 11
-    trunk = Trunk(model, prefix)
+    trunk = Prefix(model, prefix)
     a, b = branch_logits(trunk, branches), branch_logits(trunk, other)
     assert torch.equal(a[:, [0, 2]], b[:, [0, 2]]) and not torch.allclose(a[:, 1, 1:], b[:, 1, 1:])
 
@@ -94,7 +94,7 @@ def test_branches_do_not_see_each_other(model):
 def test_same_draws_same_characters(model, forced):
     "Against reading every whole row again for each character, without a cache"
     prefix, first = random_ids(2, 7), random_ids(2, 4, seed=5) if forced else None
-    ours = generate(Trunk(model, prefix), 6, 4, first, generator=torch.Generator().manual_seed(4))
+    ours = generate(Prefix(model, prefix), 6, 4, first, generator=torch.Generator().manual_seed(4))
     generator, whole = torch.Generator().manual_seed(4), prefix.repeat_interleave(4, 0)
     for i in range(6):
         new = first.flatten() if forced and i == 0 else choose(model(whole)[:, -1], generator=generator)
@@ -104,14 +104,14 @@ def test_same_draws_same_characters(model, forced):
 
 def test_greedy_is_the_likeliest(model):
     prefix = random_ids(2, 7)
-    out = generate(Trunk(model, prefix), 3, temperature=0)
+    out = generate(Prefix(model, prefix), 3, temperature=0)
     assert torch.equal(out[:, 0], rows(model, prefix, out).argmax(-1)[:, 0])
 
 
 def test_generating_leaves_the_trunk_as_it_was(model):
     "Drawing from a trunk and then learning from it gives the gradients of a fresh one; a model in training mode stays there"
     prefix, branches = random_ids(2, 6), random_ids(2, 3, 4)
-    used, fresh = Trunk(model.train(), prefix), Trunk(model, prefix)
+    used, fresh = Prefix(model.train(), prefix), Prefix(model, prefix)
     generate(used, 5, 3)
     assert model.training
     a, b = (gradients(model, branch_logits(t, branches).log_softmax(-1)[..., 0].sum()) for t in (used, fresh))
@@ -119,11 +119,11 @@ def test_generating_leaves_the_trunk_as_it_was(model):
 
 
 def test_refusals(model):
-    trunk = Trunk(model, random_ids(2, 20))
+    trunk = Prefix(model, random_ids(2, 20))
     with pytest.raises(ValueError, match="do not fit a context of 24.*context=25"): generate(trunk, 6)
     with pytest.raises(ValueError, match="do not fit"): branch_logits(trunk, random_ids(2, 2, 6))
-    with pytest.raises(ValueError, match="do not fit a context"): Trunk(model, random_ids(2, 25))
-    with pytest.raises(ValueError, match="at least one"): Trunk(model, random_ids(2, 0))
+    with pytest.raises(ValueError, match="do not fit a context"): Prefix(model, random_ids(2, 25))
+    with pytest.raises(ValueError, match="at least one"): Prefix(model, random_ids(2, 0))
     with pytest.raises(ValueError, match="at least one"): star(3, 0, 2)
     with pytest.raises(ValueError, match="depth 25"): tree_logits(model, random_ids(1, 25), torch.arange(25) - 1)
     with pytest.raises(ValueError, match="stands before its child"): tree_mask(torch.tensor([-1, -2]))
