@@ -184,6 +184,7 @@ def test_a_page_hides_what_says_so_and_names_no_module_in_signatures(trigram):
 def test_private_definitions_are_found_by_links(trigram):
     sources = ["".join(cell["source"]) for cell in trigram]
     assert any("[]{#_grow}" in text for text in sources), "the name of a private definition in prose is a link of nbdev's"
+    assert any("[]{#ngram.fit}" in text for text in sources), "and so is that of a method"
 
 
 def test_definitions_of_one_cell_keep_their_order(trigram):

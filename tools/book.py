@@ -57,12 +57,15 @@ def definitions(source: str) -> list[ast.AST]:
     return [node for node in ast.parse(source).body if isinstance(node, kinds)]
 
 
-def private_anchors(cell: dict) -> str:
-    "What links can name of an exported cell's private definitions, which have no heading; nbdev links their names in prose"
+def anchors_in(cell: dict) -> str:
+    "What links can name of an exported cell besides headings: methods of classes and private definitions, as nbdev links them"
     if cell.cell_type != "code" or not EXPORTS & (cell.directives_ or {}).keys(): return ""
-    found = [node for node in definitions(cell.source) if node.name.startswith("_") and not node.name.startswith("__")]
-    names = [name for node in found for name in L(nbdev.showdoc_nm(node))]
-    return " ".join(f"[]{{#{name.lower()}}}" for name in names)
+    found = definitions(cell.source)
+    private = [node for node in found if node.name.startswith("_") and not node.name.startswith("__")]
+    names = [name for node in private for name in L(nbdev.showdoc_nm(node))]
+    classes = [node for node in found if isinstance(node, ast.ClassDef)]
+    names += [f"{node.name}.{inner.name}" for node in classes for inner in node.body if isinstance(inner, ast.FunctionDef)]
+    return " ".join(f"[]{{#{name.lower()}}}" for name in dict.fromkeys(names))
 
 
 class ShowDefinitions(Processor):
@@ -107,7 +110,7 @@ class ReferenceFirst(Processor):
         cells, place = [], 0
         for cell in self.nb.cells:
             shows = getattr(cell, "has_sd", False)
-            anchors = private_anchors(cell)
+            anchors = anchors_in(cell)
             if anchors: cells.append(mk_cell(anchors, "markdown"))
             place = place if shows else len(cells)  # nbdev lists the last definition of a cell first
             cells.insert(place, cell)
