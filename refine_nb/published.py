@@ -109,7 +109,7 @@ def prepare_confidence_data(
     batch_size: int = 4,
     seed: int = 0,  # of the order
 ) -> LookaheadWindows:
-    "Batches of windows of L + 2 characters, in the source's three parts; raises `ValueError` for a text that is too short"
+    "Batches of windows of L + 2 characters, in three parts; raises `ValueError` for a text that is too short"
     return LookaheadWindows(ids, seq_len, batch_size, ahead=2, seed=seed)
 
 # %% ../nbs/28_published.ipynb #pub28cfg
@@ -128,7 +128,8 @@ class ConfidenceExperimentConfig:
 
     def __post_init__(self):
         if self.lookahead_steps != 2:
-            raise ValueError(f"lookahead_steps is {self.lookahead_steps}: the source fixes it at 2, and nothing else is built")
+            raise ValueError(f"lookahead_steps is {self.lookahead_steps}: the source fixes it at 2, and nothing "
+                             "else is built")
         for name in ("training_steps", "batch_size", "save_interval"):
             if not getattr(self, name) > 0: raise ValueError(f"{name} is {getattr(self, name)}, needs to be positive")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -181,7 +182,8 @@ class ConfidenceExperimentResults:
     def load(cls, path: str | Path) -> "ConfidenceExperimentResults":
         "What was saved; raises `ValueError` for a file of another kind"
         try: saved = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as why: raise ValueError(f"{path} cannot be read as JSON ({why}): give a file that was saved here") from why
+        except ValueError as why:
+            raise ValueError(f"{path} cannot be read as JSON ({why}): give a file that was saved here") from why
         names = cls.__dataclass_fields__
         if not isinstance(saved, dict) or set(saved) != set(names):
             raise ValueError(f"{path} holds no results of this experiment: expected {', '.join(names)}")
@@ -190,11 +192,11 @@ class ConfidenceExperimentResults:
 
 # %% ../nbs/28_published.ipynb #pub28compare
 def _contestants(cfg, shape):
-    "name → (new model, objective of a random seed)"
+    "name → (new model, objective of a random seed and a device)"
     ahead = LookaheadConfig.published(cfg.confidence_alpha)
     return {
-        "standard": (lambda: standard_twin(shape), lambda seed: next_token_loss),
-        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed: Lookahead(ahead, seed)),
+        "standard": (lambda: standard_twin(shape), lambda seed, device: next_token_loss),
+        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed, device: Lookahead(ahead, seed, device)),
     }
 
 
@@ -217,10 +219,10 @@ def compare_models(
                 for k in history.keys() & _HISTORY.keys(): history[k].append(row[_HISTORY[k]])
                 if row["step"] % cfg.save_interval == 0: results.save(cfg.results_dir)
 
-            learner, judge = model(), None if judged is None else lambda m: _judge_last_place(m, judged)
+            learner, judge = model().to(ids.device), None if judged is None else lambda m: _judge_last_place(m, judged)
             batches = prepare_confidence_data(ids, shape.context - 1, cfg.batch_size, seed)
             settings = TrainConfig(steps=cfg.training_steps, eval_every=cfg.save_interval)
-            rows = train(learner, objective(seed), batches, settings, judge, callbacks=(keep,), progress=False)
+            rows = train(learner, objective(seed, str(ids.device)), batches, settings, judge, callbacks=(keep,), progress=False)
             results.training_time[name] += rows[-1]["cpu_seconds"]
             if judged is not None: history |= _held_out(learner, judged, rows)
     results.save(cfg.results_dir)
@@ -255,7 +257,7 @@ def _summary(
     results: ConfidenceExperimentResults,
     smooth: int = 50,  # steps that a mean is over
 ) -> pd.DataFrame:  # one row a model and random seed
-    "Final token loss, steps until it is as low as the worst one's final loss (nan: never), how steady the confidence is"
+    "Final token loss, steps until it is as low as the worst final one (nan: never), how steady the confidence is"
     histories = [(name, int(seed), history) for name in ("standard", "confidence")
                  for seed, history in getattr(results, f"{name}_model_results").items()]
     smoothed = [pd.Series(h["token_loss_history"]).rolling(smooth, min_periods=1).mean() for _, _, h in histories]
@@ -291,7 +293,7 @@ class REINFORCETrainer:
         self.model, self.baked_model = copy.deepcopy(baked_model), copy.deepcopy(baked_model).requires_grad_(False)
         self.task, self.thoughts, self.kl_coefficient = task, thoughts, kl_coefficient
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr, weight_decay=0.0)
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.model.position.weight.device).manual_seed(seed)
 
     @staticmethod
     def compute_reward(
