@@ -84,7 +84,9 @@ def _training(steps: int, lr: float) -> TrainConfig:
     return TrainConfig(steps=steps, lr=lr, warmup=min(100, steps // 4))
 
 
-def _add_thoughts(plain: ContextualGPT, vocab: CharVocab, ids: Int[Tensor, "t"], settings: tuple, seed: int, loop: dict) -> QuietGPT:
+def _add_thoughts(
+    plain: ContextualGPT, vocab: CharVocab, ids: Int[Tensor, "t"], settings: tuple, seed: int, loop: dict
+) -> QuietGPT:
     "A trained model learns to think between characters, a third as long"
     steps, batch, lr = settings
     thoughts = ThoughtConfig(*(vocab[mark] for mark in _MARKS), n_thoughts=2, length=_THOUGHT, ahead=_AHEAD)
@@ -94,7 +96,9 @@ def _add_thoughts(plain: ContextualGPT, vocab: CharVocab, ids: Int[Tensor, "t"],
     return model
 
 
-def _report(model: nn.Module, vocab: CharVocab | TokenVocab, ids: Int[Tensor, "t"], held_out: Int[Tensor, "s"], context: int) -> dict[str, float]:
+def _report(
+    model: nn.Module, vocab: CharVocab | TokenVocab, ids: Int[Tensor, "t"], held_out: Int[Tensor, "s"], context: int
+) -> dict[str, float]:
     "Loss on the part that was held out, beside that of counts"
     windows = eval_windows(held_out, context)[:400]
     report = evaluate(model, windows)
@@ -117,9 +121,11 @@ def fit(
     "A model of a text; raises `ValueError` for an unknown method or preset, and for a text that is too short"
     if method not in METHODS: raise ValueError(unknown_name("method", method, METHODS))
     if preset not in _NARROW: raise ValueError(unknown_name("preset", preset, _NARROW))
-    if method == "quiet" and tokenizer is not None: raise ValueError("quiet thoughts need characters: leave the tokenizer out")
+    if method == "quiet" and tokenizer is not None:
+        raise ValueError("quiet thoughts need characters: leave the tokenizer out")
     text = text.text if isinstance(text, Corpus) else text
-    vocab = TokenVocab(tokenizer) if tokenizer is not None else CharVocab.from_text(text, _MARKS if method == "quiet" else ())
+    marks = _MARKS if method == "quiet" else ()
+    vocab = CharVocab.from_text(text, marks) if tokenizer is None else TokenVocab(tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fitted, held_out = _parts(vocab.encode(text).to(device), preset)
     loop = dict(callbacks=callbacks, checkpoint_dir=folder, progress=progress)
@@ -139,13 +145,15 @@ def _parts(ids: Int[Tensor, "t"], preset: str) -> tuple[Int[Tensor, "t1"], Int[T
                      "give a longer text (load_corpus reads a file), or preset='smoke'")
 
 
-def _fitted(method: str, ids: Int[Tensor, "t"], vocab: CharVocab | TokenVocab, preset: str, steps: int | None, seed: int, loop: dict) -> nn.Module:
+def _fitted(
+    method: str, ids: Int[Tensor, "t"], vocab: CharVocab | TokenVocab, preset: str, steps: int | None, seed: int, loop
+) -> nn.Module:
     "The trained model"
     if method == "counts": return NGram.fit(ids.cpu(), len(vocab), 4).to(ids.device)
     usual, batch, lr = _SCHEDULES[method][preset]
     recipe, steps = _recipe(method, ids, len(vocab), preset, batch, seed), steps or usual
-    folder = loop["checkpoint_dir"]
-    first = loop | dict(checkpoint_dir=folder and Path(folder) / "plain") if method == "quiet" else loop
+    first, folder = loop, loop["checkpoint_dir"]
+    if method == "quiet": first = loop | dict(checkpoint_dir=folder and Path(folder) / "plain")
     model = recipe.model.to(ids.device)
     train(model, recipe.objective, recipe.batches, _training(steps, lr), **first)
     return _add_thoughts(model, vocab, ids, (steps, batch, lr), seed, loop) if method == "quiet" else model
@@ -175,12 +183,13 @@ def generate(
     "Continue a text"
     ids = _ids(model, text)
     draws = torch.Generator(ids.device).manual_seed(seed)
-    if isinstance(model, NGram): ids = _write_counts(model, ids, n, temperature, top_k, draws)
-    else: ids = sample(model, ids[None], n, 1, temperature, top_k, draws)[0, 0]
-    return _vocab(model).decode(ids)
+    if isinstance(model, NGram): return _vocab(model).decode(_write_counts(model, ids, n, temperature, top_k, draws))
+    return _vocab(model).decode(sample(model, ids[None], n, 1, temperature, top_k, draws)[0, 0])
 
 
-def _write_counts(model: NGram, ids: Int[Tensor, "t"], n: int, temperature: float, top_k: int | None, draws: torch.Generator) -> Int[Tensor, "s"]:
+def _write_counts(
+    model: NGram, ids: Int[Tensor, "t"], n: int, temperature: float, top_k: int | None, draws: torch.Generator
+) -> Int[Tensor, "s"]:
     "What counts write, character by character"
     for _ in range(n):
         new = sample_next(model.log_probs(ids[None, -model.order :])[:, -1], temperature, top_k, draws)
@@ -208,13 +217,15 @@ def foretell(
     if not isinstance(model, ConfidenceAwareGPT):
         raise TypeError(f"a {type(model).__name__} foretells nothing: take fit(text, 'confidence')")
     ids = _ids(model, text)[None]
-    if ids.shape[1] > model.cfg.context: raise ValueError(f"{ids.shape[1]} symbols do not fit a context of {model.cfg.context}: shorten the text")
+    if ids.shape[1] > model.cfg.context:
+        raise ValueError(f"{ids.shape[1]} symbols do not fit a context of {model.cfg.context}: shorten the text")
     heard = model.previous(ids)
     if heard is None: heard = torch.zeros(*ids.shape, 1, device=ids.device)
     with eval_mode(model): out = model(ids, confidence_scalars=heard)
     logp = out["logits"].log_softmax(-1)
     lost = -logp[0, 1:-1].gather(-1, ids[0, 2:, None])[:, 0]
-    rows = dict(symbol=[_vocab(model).decode([i]) for i in ids[0].tolist()], foretold=out["confidence_pred"][0].tolist(),
+    symbols = [_vocab(model).decode([i]) for i in ids[0].tolist()]
+    rows = dict(symbol=symbols, foretold=out["confidence_pred"][0].tolist(),
                 entropy=entropy(logp)[0].tolist(), actual=lost.tolist() + [float("nan")] * min(2, ids.shape[1]))
     return pd.DataFrame(rows)
 
@@ -227,7 +238,8 @@ def think(
     seed: int = 0,  # of the draws
 ) -> pd.DataFrame:  # thought, weight, next, probability; the first row: without a thought
     "What a quiet model thinks after a text; raises `ValueError` where text and thought do not fit"
-    if not isinstance(model, QuietGPT): raise TypeError(f"a {type(model).__name__} has no quiet thoughts: take fit(text, 'quiet')")
+    if not isinstance(model, QuietGPT):
+        raise TypeError(f"a {type(model).__name__} has no quiet thoughts: take fit(text, 'quiet')")
     ids, thoughts = _ids(model, text)[None], model.cfg.thoughts
     with eval_mode(model):
         reading, at = Prefix(model, ids, every=True), torch.full((1, n), ids.shape[1] - 1, device=ids.device)
@@ -239,11 +251,13 @@ def think(
         weight, logits = model.mixing(plain, after), model.head(torch.cat([plain[None], after]))
     best = logits.softmax(-1).max(-1)
     vocab = _vocab(model)
-    return pd.DataFrame(dict(thought=["", *(vocab.decode(t) for t in written[0])], weight=[1 - weight.sum().item(), *weight.tolist()],
+    shares = [1 - weight.sum().item(), *weight.tolist()]
+    return pd.DataFrame(dict(thought=["", *(vocab.decode(t) for t in written[0])], weight=shares,
                              next=[vocab.decode([i]) for i in best.indices.tolist()], probability=best.values.tolist()))
 
 # %% ../nbs/29_use.ipynb #us6
-_PUZZLES = {"smoke": (300, 32, 1e-2, 32), "cpu": (1000, 32, 4e-3, 64), "gpu": (20000, 64, 5e-4, 512)}  # updates, batch, rate, width
+_PUZZLES = {  # updates, batch, peak learning rate, width
+    "smoke": (300, 32, 1e-2, 32), "cpu": (1000, 32, 4e-3, 64), "gpu": (20000, 64, 5e-4, 512)}
 
 
 def fit_task(
@@ -265,14 +279,16 @@ def fit_task(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        if method == "gpt": model, objective = ContextualGPT(GPTConfig(len(problems.vocab), **shape)), completion_cross_entropy
+        if method == "gpt":
+            model, objective = ContextualGPT(GPTConfig(len(problems.vocab), **shape)), completion_cross_entropy
         else:
             model = RecursiveGPT(TRMConfig.preset(preset, len(problems.vocab), **shape, **recursion))
             objective = TRM(model.cfg.refinement)
         keep = lambda item: side_of(item, "report") == "train" and len(item.prompt + item.completion()) <= widest
         encode = lambda items: tuple(part.to(device) for part in problems.encode(items))
         batches = ProblemBatches(problems, batch, seed, keep, collate=encode)
-        train(model.to(device), objective, batches, _training(steps or usual, lr), callbacks=callbacks, progress=progress)
+        settings = _training(steps or usual, lr)
+        train(model.to(device), objective, batches, settings, callbacks=callbacks, progress=progress)
     model.vocab, model.task = problems.vocab, task
     model.report = dict(val_exact=_share_right(model.eval(), problems))
     return model
@@ -293,7 +309,8 @@ def refine(
     puzzle: str,  # a prompt of its task
 ) -> pd.DataFrame:  # step, answer, right: one row a step of refinement, one row for a plain model
     "The likeliest answer to a puzzle after each step; raises `ValueError` for what is no prompt of the model's task"
-    if not hasattr(model, "task"): raise ValueError(f"this {type(model).__name__} has no task: take a model of `fit_task`")
+    if not hasattr(model, "task"):
+        raise ValueError(f"this {type(model).__name__} has no task: take a model of `fit_task`")
     task, rows = load_task(*model.task), []
     item, prompt = task.item(puzzle), _ids(model, puzzle)[None]
     with eval_mode(model):
@@ -305,9 +322,8 @@ def refine(
 
 def _likeliest(model: ContextualGPT, ids: Int[Tensor, "b t"], n: int, step: int | None = None) -> Int[Tensor, "b s"]:
     "n characters, each the likeliest after so many steps; by default after all"
-    room = model.cfg.context
     for _ in range(n):
-        seen = ids[:, -room:]
+        seen = ids[:, -model.cfg.context :]
         hidden = list(model.answers(seen, n=step))[-1] if isinstance(model, RecursiveGPT) else model.hidden(seen)
         ids = torch.cat([ids, model.head(hidden[:, -1]).argmax(-1)[:, None]], 1)
     return ids[:, -n:]
@@ -335,10 +351,12 @@ def fit_thinking(
     mixed = dict(direct=0.2, canned=0.5) | settings
     warm = run_warm_start(Path(folder) / "warm_start", task, training=training, seed=seed, **mixed)
     if not reward_steps: return load(warm.file)
-    rewarded = TrainConfig(steps=reward_steps, lr=5e-4, warmup=min(5, reward_steps // 4), weight_decay=0.0, checkpoint_every=20)
-    shown = settings.get("progress", True)
-    run_reinforcement(Path(folder) / "reward", warm.file, task, warm.thoughts, training=rewarded, seed=seed, progress=shown)
-    return load(Path(folder) / "reward" / "model.safetensors")
+    warmup = min(5, reward_steps // 4)
+    rewarded = TrainConfig(steps=reward_steps, lr=5e-4, warmup=warmup, weight_decay=0.0, checkpoint_every=20)
+    where = Path(folder) / "reward"
+    run_reinforcement(where, warm.file, task, warm.thoughts, training=rewarded, seed=seed,
+                      progress=settings.get("progress", True))
+    return load(where / "model.safetensors")
 
 
 @torch.no_grad()
@@ -348,7 +366,8 @@ def ask(
     thought: str | None = None,  # one of your own, in the place of the model's
 ) -> Answer:
     "A thinking model's likeliest answer, with a thought and without; raises `ValueError` for another task's question"
-    if not hasattr(model, "thoughts"): raise ValueError(f"this {type(model).__name__} does not think before it answers: take a model of `fit_thinking`")
+    if not hasattr(model, "thoughts"):
+        raise ValueError(f"this {type(model).__name__} thinks before no answer: take a model of `fit_thinking`")
     task = load_task(*model.task)
     item, prompt, stop = task.item(question), _ids(model, question)[None], task.vocab["\n"]
     n = len(item.completion())
@@ -382,7 +401,8 @@ class _Prompts(Iterator):
 def _string_reward(reward: Callable, prompts: Sequence[str], vocab: CharVocab | TokenVocab) -> Callable:
     "A reward of strings as one of ids"
     def of_ids(branches: Int[Tensor, "b g c"], number: Int[Tensor, "b c"]) -> Float[Tensor, "b g"]:
-        earned = [[float(reward(prompts[i], vocab.decode(ids))) for ids in group] for i, group in zip(number[:, 0].tolist(), branches)]
+        asked = [prompts[i] for i in number[:, 0].tolist()]
+        earned = [[float(reward(p, vocab.decode(ids))) for ids in group] for p, group in zip(asked, branches)]
         return torch.tensor(earned, device=branches.device)
     return of_ids
 
@@ -403,18 +423,23 @@ def reinforce(
     vocab, ids = _vocab(model), [_ids(model, p) for p in prompts]
     if not ids: raise ValueError("there are no prompts: give at least one text to go on from")
     if max(map(len, ids)) + length > model.cfg.context + 1:
-        raise ValueError(f"prompts of up to {max(map(len, ids))} symbols and {length} more do not fit a context of {model.cfg.context}: shorten them")
+        raise ValueError(f"prompts of up to {max(map(len, ids))} symbols and {length} more do not fit a context of "
+                         f"{model.cfg.context}: shorten them")
     n = min(8, len(vocab) // 2)
     guided = CandidateConfig(threshold=0.0, top_k=n, n_random=n, confident_k=n)
     earn, learner = _string_reward(reward, prompts, vocab), deepcopy(model)
-    objective = RolloutGRPO(GRPOConfig(scale_rewards="none", baseline="split"), guided, len(vocab), length, reward=earn, seed=seed, device=ids[0].device.type)
-    train(learner, objective, _Prompts(ids, length, batch, seed), _training(steps, lr), callbacks=callbacks, progress=progress)
+    cfg = GRPOConfig(scale_rewards="none", baseline="split")
+    objective = RolloutGRPO(cfg, guided, len(vocab), length, reward=earn, seed=seed, device=ids[0].device.type)
+    batches = _Prompts(ids, length, batch, seed)
+    train(learner, objective, batches, _training(steps, lr), callbacks=callbacks, progress=progress)
     judge = lambda m: _mean_reward(m, ids, length, earn, seed)
     learner.report = dict(reward_before=judge(model), reward=judge(learner))
     return learner.eval()
 
 
-def _mean_reward(model: ContextualGPT, prompts: list[Int[Tensor, "_"]], length: int, earn: Callable, seed: int) -> float:
+def _mean_reward(
+    model: ContextualGPT, prompts: list[Int[Tensor, "_"]], length: int, earn: Callable, seed: int
+) -> float:
     "What sampled continuations earn, 16 a prompt"
     draws, total = torch.Generator(prompts[0].device).manual_seed(seed), 0.0
     with eval_mode(model), torch.no_grad():
