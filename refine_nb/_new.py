@@ -1,4 +1,5 @@
 "Templates of `refine-nb new`: a method's notebook, or an experiment with its sweep, that pass the house tests."
+# ruff: noqa: E501  templates are data
 import json
 import re
 from pathlib import Path

@@ -156,8 +156,8 @@ def _fitted(
     if method == "counts": return NGram.fit(ids.cpu(), len(vocab), 4).to(ids.device)
     usual, batch, lr = _SCHEDULES[method][preset]
     recipe, steps = _recipe(method, ids, len(vocab), preset, batch, seed), steps or usual
-    folder = loop["checkpoint_dir"]
-    first = loop | dict(checkpoint_dir=folder and Path(folder) / "plain") if method == "quiet" else loop
+    first, folder = loop, loop["checkpoint_dir"]
+    if method == "quiet": first = loop | dict(checkpoint_dir=folder and Path(folder) / "plain")
     model = recipe.model.to(ids.device)
     train(model, recipe.objective, recipe.batches, _training(steps, lr), **first)
     return _add_thoughts(model, vocab, ids, (steps, batch, lr), seed, loop) if method == "quiet" else model
@@ -187,9 +187,8 @@ def generate(
     "Continue a text"
     ids = _ids(model, text)
     draws = torch.Generator(ids.device).manual_seed(seed)
-    if isinstance(model, NGram): ids = _write_counts(model, ids, n, temperature, top_k, draws)
-    else: ids = sample(model, ids[None], n, 1, temperature, top_k, draws)[0, 0]
-    return _vocab(model).decode(ids)
+    if isinstance(model, NGram): return _vocab(model).decode(_write_counts(model, ids, n, temperature, top_k, draws))
+    return _vocab(model).decode(sample(model, ids[None], n, 1, temperature, top_k, draws)[0, 0])
 
 
 def _write_counts(
@@ -268,6 +267,7 @@ def think(
         )
     )
 
+
 # %% ../nbs/29_use.ipynb #us6
 _PUZZLES = {
     "smoke": (300, 32, 1e-2, 32),
@@ -339,9 +339,8 @@ def refine(
 
 def _likeliest(model: ContextualGPT, ids: Int[Tensor, "b t"], n: int, step: int | None = None) -> Int[Tensor, "b s"]:
     "n characters, each the likeliest after so many steps; by default after all"
-    room = model.cfg.context
     for _ in range(n):
-        seen = ids[:, -room:]
+        seen = ids[:, -model.cfg.context :]
         hidden = list(model.answers(seen, n=step))[-1] if isinstance(model, RecursiveGPT) else model.hidden(seen)
         ids = torch.cat([ids, model.head(hidden[:, -1]).argmax(-1)[:, None]], 1)
     return ids[:, -n:]
