@@ -1,4 +1,4 @@
-"A literate laboratory for small language models. `from refine_nb import …` has what one uses; the page `29_use` shows it."
+"A literate laboratory for small language models. `from refine_nb import …` has what one uses; see `29_use`."
 __version__ = "0.1.0"
 
 _ROOMS = {  # name → the module that has it, imported when the name is used
@@ -13,7 +13,8 @@ __all__ = list(_ROOMS)
 
 def __getattr__(name: str) -> object:
     "A name of the front door, from its room"
-    if name not in _ROOMS: raise AttributeError(f"module 'refine_nb' has no attribute {name!r}; it has {', '.join(_ROOMS)}")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'refine_nb' has no attribute {name!r}; it has {', '.join(_ROOMS)}")
     from importlib import import_module
     return getattr(import_module(f"refine_nb.{_ROOMS[name]}"), name)
 

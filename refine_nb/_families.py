@@ -43,7 +43,8 @@ def family_of(
     "The name of a model's kind; raises `TypeError` for a class of another library or of the user's own"
     if type(model) is NGram: return "counts"
     if type(model) is ContextualGPT and hasattr(model, "thoughts"): return "thinking"
-    if type(model) is ContextualGPT and any(b.up.out_features != 4 * model.cfg.width for b in model.blocks): return "twin"
+    if type(model) is ContextualGPT and any(b.up.out_features != 4 * model.cfg.width for b in model.blocks):
+        return "twin"
     for name, family in _FAMILIES.items():
         if type(model) is family.build: return name
     known = ", ".join(["NGram", *(f.build.__name__ for f in _FAMILIES.values() if isinstance(f.build, type))])
@@ -60,10 +61,12 @@ def save(
     model = getattr(model, "_orig_mod", model)  # of a compiled one
     family, vocab = family_of(model), vocab or getattr(model, "vocab", None)
     if family == "thinking": return save_thinking_model(file, model, model.task, model.thoughts)
-    if vocab is None: raise ValueError(f"what do the ids of this {type(model).__name__} mean? Give save(file, model, vocab)")
+    if vocab is None:
+        raise ValueError(f"what do the ids of this {type(model).__name__} mean? Give save(file, model, vocab)")
     n_symbols = model.n_symbols if family == "counts" else model.cfg.n_symbols
     if len(vocab) != n_symbols:
-        raise ValueError(f"the vocabulary has {len(vocab)} symbols and the model knows {n_symbols}: give the one that it was built on")
+        raise ValueError(f"the vocabulary has {len(vocab)} symbols and the model knows {n_symbols}: give the one that "
+                         "it was built on")
     settings = dict(vocab=_vocab_settings(vocab)) | ({} if family == "counts" else _settings(model, _FAMILIES[family]))
     if hasattr(model, "task"): settings["task"] = model.task
     return save_model_file(file, model, family, settings)
@@ -72,10 +75,11 @@ def save(
 def load(
     file: str | Path,  # from `save`, or `model.safetensors` of a run's folder
 ) -> nn.Module:  # in evaluation mode, with its `vocab`; a thinking model also with its `task` and `thoughts`
-    "A saved model of any kind; executes no code; raises `FileNotFoundError`, `BadCheckpoint` for damaged and foreign files"
+    "A saved model of any kind; executes no code; raises `FileNotFoundError`, `BadCheckpoint` for others"
     family, settings, tensors = read_model_file(file)
     if family == "thinking": return load_thinking_model(file)[0]
-    if family not in (*_FAMILIES, "counts"): raise BadCheckpoint(f"{file}: {unknown_name('family of models', family, [*_FAMILIES, 'counts', 'thinking'])}")
+    if family not in (*_FAMILIES, "counts"):
+        raise BadCheckpoint(f"{file}: {unknown_name('family of models', family, [*_FAMILIES, 'counts', 'thinking'])}")
     vocab = _vocab(settings["vocab"])
     model = _counts(tensors) if family == "counts" else _build(file, _FAMILIES[family], settings)
     fill_model(model, tensors, file)
@@ -122,9 +126,11 @@ def _counts(tensors: dict[str, Tensor]) -> NGram:
 
 def _vocab_settings(vocab: CharVocab | TokenVocab) -> dict:
     "A vocabulary as JSON has it"
-    return dict(tokenizer=vocab.json()) if isinstance(vocab, TokenVocab) else dict(chars=vocab.chars, specials=list(vocab.specials))
+    return (dict(tokenizer=vocab.json()) if isinstance(vocab, TokenVocab)
+            else dict(chars=vocab.chars, specials=list(vocab.specials)))
 
 
 def _vocab(settings: dict) -> CharVocab | TokenVocab:
     "The vocabulary again"
-    return TokenVocab(settings["tokenizer"]) if "tokenizer" in settings else CharVocab(settings["chars"], settings["specials"])
+    return (TokenVocab(settings["tokenizer"]) if "tokenizer" in settings
+            else CharVocab(settings["chars"], settings["specials"]))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class TensorBoardLog:
-    "Writes every row of a training run for TensorBoard; raises `ImportError` with the way out where it is not installed"
+    "Writes every row of a training run for TensorBoard; raises `ImportError` where it is not installed"
 
     def __init__(
         self,
@@ -19,7 +19,8 @@ class TensorBoardLog:
         prefix: str = "train/",  # before names that have none
     ):
         try: from torch.utils.tensorboard import SummaryWriter
-        except ImportError as e: raise ImportError("TensorBoard is not installed: pip install 'refine_nb[tensorboard]'") from e
+        except ImportError as e:
+            raise ImportError("TensorBoard is not installed: pip install 'refine_nb[tensorboard]'") from e
         self.writer, self.prefix = SummaryWriter(str(folder)), prefix
         if config: self.writer.add_text("config", "\n".join(f"- {name}: {value}" for name, value in config.items()))
 

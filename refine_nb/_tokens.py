@@ -1,7 +1,7 @@
 """Tokens in the place of characters: a Hugging Face tokenizer as a vocabulary (extra `hf`).
 
     from refine_nb import fit, generate
-    model = fit(text, tokenizer="tokenizer.json")      # or a `tokenizers.Tokenizer`, or a fast tokenizer of transformers
+    model = fit(text, tokenizer="tokenizer.json")  # or a `tokenizers.Tokenizer`, or a fast tokenizer of transformers
     generate(model, "To be")
 
 A model over tokens is of the same classes; its ids are tokens. `save` puts the whole tokenizer into the model's file.
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class TokenVocab:
-    "A tokenizer with the methods of `CharVocab`; raises `ImportError` with the way out where `tokenizers` is not installed"
+    "A tokenizer with the methods of `CharVocab`; raises `ImportError` where `tokenizers` is not installed"
 
     def __init__(
         self,
@@ -23,9 +23,11 @@ class TokenVocab:
     ):
         if isinstance(tokenizer, str | Path): tokenizer = _read(tokenizer)
         self.tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        missing = [name for name in ("encode", "decode", "get_vocab_size", "to_str") if not hasattr(self.tokenizer, name)]
+        missing = [name for name in ("encode", "decode", "get_vocab_size", "to_str")
+                   if not hasattr(self.tokenizer, name)]
         if missing:
-            raise TypeError(f"a {type(tokenizer).__name__} is no tokenizer of Hugging Face (it has no {missing[0]}): give a "
+            raise TypeError(f"a {type(tokenizer).__name__} is no tokenizer of Hugging Face (it has no "
+                            f"{missing[0]}): give a "
                             "tokenizers.Tokenizer, a fast tokenizer of transformers, or the path of a tokenizer.json")
 
     def __len__(self) -> int: return self.tokenizer.get_vocab_size()

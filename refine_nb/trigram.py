@@ -36,7 +36,8 @@ class NGram(nn.Module):
         "Count and interpolate; raises `ValueError` for an order below 1 or a text that is too short"
         if order < 1: raise ValueError(f"order {order} is below 1 (1 counts characters without context)")
         if len(ids) < order: raise ValueError(f"a text of {len(ids)} characters has no {order}-gram")
-        if not 0 <= int(ids.min()) <= int(ids.max()) < n_symbols: raise ValueError(f"ids {int(ids.min())} … {int(ids.max())} do not fit {n_symbols} symbols")
+        if not 0 <= int(ids.min()) <= int(ids.max()) < n_symbols:
+            raise ValueError(f"ids {int(ids.min())} … {int(ids.max())} do not fit {n_symbols} symbols")
         row, children, logp = ids.new_zeros(len(ids) + 1, dtype=torch.long), [], []  # row[t]: context before position t
         lower = torch.full((1, n_symbols), 1 / n_symbols, device=ids.device)
         for m in range(order):
