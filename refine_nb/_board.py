@@ -1,4 +1,4 @@
-"""What a verdict is, and all of them as data: what board, first page and board.json show. `95_claims` explains."""
+"""What a verdict is, and all of them as data: what the board, the first page and board.json show"""
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -42,9 +42,12 @@ def kept(
     return f"{'kept' if v.holm <= 0.05 else 'lost'} ({v.holm:.2g})"
 
 
-GRADES = {"A": "predicted, and kept by Holm's rule", "B": "confirmed, and kept by Holm's rule, or a number "
-                                                          "without chance",
-          "C": "decided, but lost among all cards of its study", "—": "not decided"}
+GRADES = {
+    "A": "predicted, and kept by Holm's rule",
+    "B": "confirmed, and kept by Holm's rule, or a number without chance",
+    "C": "decided, but lost among all cards of its study",
+    "—": "not decided",
+}
 
 
 def grade(
@@ -86,8 +89,9 @@ def read_choice(
     try: choice = parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except ParameterError as error: raise CardError(str(error)) from None
     chosen = [row for method in choice["rows"] for row in method["cards"]]
-    named = ([row["card"] for row in chosen] + [row["control"]["card"] for row in chosen if "card"
-                                                in row.get("control", ())])
+    named = [row["card"] for row in chosen] + [
+        row["control"]["card"] for row in chosen if "card" in row.get("control", ())
+    ]
     for name in named:
         if name not in cards: raise CardError(f"{path}: {unknown_name('card', name, cards)}")
     for rows, most, where in ((chosen, 25, "the board"), ([r for r in chosen if r.get("front")], 12, "the first page")):
@@ -136,11 +140,22 @@ def _entry(id: str, e: Evidence) -> dict:
     v = e.verdicts[id]
     numbers = [{"against": name, **{k: float(f"{x:.6g}") for k, x in zip(("mean", "low", "high"), i)}, "n": int(i.n)}
                for name, i in v.numbers.items()]
-    return {"id": id, "claim": " ".join(v.card["claim"].split()), "sources": list(e.cited.get(id, ())),
-            "verdict": v.verdict, "grade": grade(v), "basis": v.basis, "holm": kept(v), "why": v.why,
-            "numbers": numbers,
-            "study": e.studies[id], "sweep": v.card["sweep"], "page": e.pages.get(e.studies[id], ""),
-            "rows": row_states(v, e.states), "judged": _judged(v)}
+    return {
+        "id": id,
+        "claim": " ".join(v.card["claim"].split()),
+        "sources": list(e.cited.get(id, ())),
+        "verdict": v.verdict,
+        "grade": grade(v),
+        "basis": v.basis,
+        "holm": kept(v),
+        "why": v.why,
+        "numbers": numbers,
+        "study": e.studies[id],
+        "sweep": v.card["sweep"],
+        "page": e.pages.get(e.studies[id], ""),
+        "rows": row_states(v, e.states),
+        "judged": _judged(v),
+    }
 
 
 def _judged(v: Verdict) -> list[str]:
@@ -167,11 +182,20 @@ def _chosen(row: Mapping, method: str, e: Evidence) -> dict:
     if "card" in control:
         other = _hardest(e.verdicts[control["card"]])[1]
         beside += f": {_scaled(other.mean, unit)} {unit}".rstrip() if other else ""
-    return {"method": method, "says": row["says"], "card": row["card"], "sources": list(e.cited.get(row["card"], ())),
-            "claimed": _region(v.card["rule"], unit), "measured": _spoken(measured, unit, bool(against)) if measured
-            else "no runs yet",
-            "n": measured.n if measured else 0, "control": beside, "verdict": v.verdict, "grade": grade(v),
-            "page": e.pages.get(e.studies[row["card"]], ""), "front": row.get("front", "")}
+    return {
+        "method": method,
+        "says": row["says"],
+        "card": row["card"],
+        "sources": list(e.cited.get(row["card"], ())),
+        "claimed": _region(v.card["rule"], unit),
+        "measured": _spoken(measured, unit, bool(against)) if measured else "no runs yet",
+        "n": measured.n if measured else 0,
+        "control": beside,
+        "verdict": v.verdict,
+        "grade": grade(v),
+        "page": e.pages.get(e.studies[row["card"]], ""),
+        "front": row.get("front", ""),
+    }
 
 
 def _hardest(v: Verdict) -> tuple:

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from ._board import GRADES, VERDICTS
 from ._sources import table_row
 
-# in CLAIMS.md, where a code host shows no other colour
-DOTS = dict(zip(VERDICTS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫")))
+DOTS = dict(
+    zip(VERDICTS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫"))
+)  # in CLAIMS.md, where a code host shows no other colour
 MARKS = dict(zip(VERDICTS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/styles.css colours them
 TITLE = "The board: every claim and its verdict"
-_GUIDE = """A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb)
-explains the tests.
+_GUIDE = """\
+A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb) explains the tests.
 
 - **reproduced**: the whole 95 % interval lies in the claimed region, against every control.
 - **refuted**: the region is excluded, and the opposite is shown, or an effect of another size.
@@ -27,8 +28,9 @@ With five random seeds no two-sided sign-flip test can pass 5 %."""
 _DATA = """## As data
 
 [board.json](board.json) holds all of this: `sentences` (verdict → how many), `cards_by_verdict`, `rows` (the table
-above) and `cards`. A card there has its claim, sources, verdict, grade, numbers with intervals, study, page and how it
-was judged. `refine-nb claims` writes it, and `refine-nb claims --check` fails where it is not what the results say."""
+above) and `cards`. A card there has its claim, sources, verdict, grade, numbers with intervals, study, page and how
+it was judged.
+`refine-nb claims` writes it, and `refine-nb claims --check` fails where it is not what the results say."""
 _SCRIPT = """```{=html}
 <script>
 // A filter for the cards; without it the page is complete, only folded.
@@ -41,8 +43,8 @@ document.addEventListener("DOMContentLoaded", () => {
     s.append(new Option(name + ": all", ""), ...values.map(v => new Option(v, v)));
     fields[name] = s;
   };
-  const search = bar.appendChild(
-    Object.assign(document.createElement("input"), {type: "search", placeholder: "search"}));
+  const search = bar.appendChild(Object.assign(document.createElement("input"),
+                                               {type: "search", placeholder: "search"}));
   search.setAttribute("aria-label", "search the cards");
   for (const name of ["verdict", "grade", "study"])
     choice(name, [...new Set(cards.map(c => c.dataset[name]))].sort());
@@ -53,8 +55,8 @@ document.addEventListener("DOMContentLoaded", () => {
     let n = 0;
     for (const c of cards) {
       const text = c.textContent.toLowerCase();
-      const hit = words.every(w => text.includes(w))
-        && Object.entries(fields).every(([k, f]) => !f.value || c.dataset[k] === f.value);
+      const chosen = Object.entries(fields).every(([k, f]) => !f.value || c.dataset[k] === f.value);
+      const hit = chosen && words.every(w => text.includes(w));
       c.hidden = !hit; n += hit;
     }
     for (const f of folds) {
@@ -90,8 +92,9 @@ def board_qmd(
     "The site's page: the table, then a filter and the folded cards"
     front = f"---\ntitle: \"{TITLE}\"\ntoc-depth: 2\n---"
     head = [front, summary(data, "", _coloured), _fold("What the words mean", _GUIDE), "## All cards"]
-    return ("\n\n".join([*head, '::: {#board-filter}\n:::', *_studies(data, _site_card), _DATA, _SCRIPT, _written()])
-            + "\n")
+    return (
+        "\n\n".join([*head, "::: {#board-filter}\n:::", *_studies(data, _site_card), _DATA, _SCRIPT, _written()]) + "\n"
+    )
 
 
 def hook(
@@ -117,8 +120,12 @@ def front_table(
     lines = [f"| claim | claimed | measured (95\u00a0%{alike}) | control | verdict |", _widths(33, 13, 26, 19, 15)]
     for row in rows:
         verdict = f"[{_coloured(row['verdict'])}](board.qmd#{row['card']}){_graded(row)}"
-        cells = [_claim(row | {"says": row["front"]}, folder), row["claimed"], row["measured"].replace(alike, ""),
-                 row["control"]]
+        cells = [
+            _claim(row | {"says": row["front"]}, folder),
+            row["claimed"],
+            row["measured"].replace(alike, ""),
+            row["control"],
+        ]
         lines.append(table_row([*cells, verdict]))
     return "\n".join(lines)
 
@@ -129,16 +136,21 @@ def summary(
     marked: Callable[[str], str],  # a verdict as markdown
 ) -> str:
     "Counts, and the one table that a person reads"
-    lines = ["| method | claim | claimed | measured | strongest control | verdict | grade |",
-             _widths(10, 32, 12, 24, 18, 13, 6)]
+    lines = [
+        "| method | claim | claimed | measured | strongest control | verdict | grade |",
+        _widths(10, 32, 12, 24, 18, 13, 6),
+    ]
     method = ""
     for row in data["rows"]:
         shown, method = ("" if row["method"] == method else f"**{row['method']}**"), row["method"]
         cells = [shown, _claim(row, folder), row["claimed"], row["measured"], row["control"] or "—"]
         lines.append(table_row([*cells, f"[{marked(row['verdict'])}](#{row['card']})", row["grade"]]))
     checked = data["verified"]
-    rows = (f"{checked['rows']} of {checked['of']} rows behind the cards are verified ({checked['date']})." if checked
-            else "")
+    rows = (
+        f"{checked['rows']} of {checked['of']} rows behind the cards are verified ({checked['date']})."
+        if checked
+        else ""
+    )
     counted = _fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data, marked))
     first = hook(data, folder, marked) if data["sentences"] else ""
     return "\n\n".join(filter(None, [f"{first} {rows}".strip(), "\n".join(lines) if data["rows"] else "", counted]))
@@ -148,8 +160,11 @@ def _counts(data: Mapping, marked: Callable[[str], str]) -> str:
     "Cards of each verdict, those on sentences of the sources apart from our own"
     lines = ["| | verdict | all | predicted | kept by Holm |", "|---|---|---|---|---|"]
     said = data["sentences"]
-    lines += [table_row(["sentences of the sources", marked(w), said[w], "", ""]) for w in (*VERDICTS, "no card")
-              if said.get(w)]
+    lines += [
+        table_row(["sentences of the sources", marked(w), said[w], "", ""])
+        for w in (*VERDICTS, "no card")
+        if said.get(w)
+    ]
     for group, words in data["cards_by_verdict"].items():
         for word, n in words.items():
             held = f"{n['kept']} of {n['tried']}" if n["tried"] else "—"
@@ -168,8 +183,9 @@ def _studies(data: Mapping, one: Callable[[Mapping], str]) -> list[str]:
 
 def _plain_card(card: Mapping) -> str:
     "A card in CLAIMS.md, whose heading is its anchor"
-    return (f"### {card['id']}\n\n" + _body(card, "nbs/", _dotted(card["verdict"]),
-                                            f"[`{card['study']}`](experiments/{card['study']}.ipynb)"))
+    return f"### {card['id']}\n\n" + _body(
+        card, "nbs/", _dotted(card["verdict"]), f"[`{card['study']}`](experiments/{card['study']}.ipynb)"
+    )
 
 
 def _site_card(card: Mapping) -> str:

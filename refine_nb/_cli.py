@@ -166,10 +166,11 @@ def compare(
     text: Annotated[str, typer.Argument(help="A corpus by name, or the path of a .txt or .md file.")] = "pydocs",
     steps: Annotated[int, typer.Option(help="Updates of each model.")] = 1000,
     seeds: Annotated[Optional[list[int]], typer.Option(help="Random seeds. Without any: 42, 123, 456.")] = None,
-    results: Annotated[Path, typer.Option(help="Gets the JSON file and its figure.")] = Path(
-        "results/confidence_experiments"),
+    results: Annotated[
+        Path, typer.Option(help="Gets the JSON file and its figure.")
+    ] = Path("results/confidence_experiments"),
 ):
-    "The published confidence experiment: both models, held-out text, one JSON file and its figures."
+    "The published confidence experiment: both models, held-out text, one JSON file, curves and a reliability diagram."
     from refine_nb._published_run import compare_on
     try: path, table = compare_on(text, steps, tuple(seeds or (42, 123, 456)), results)
     except (ValueError, FileNotFoundError) as error: raise stop(error) from None
@@ -184,7 +185,7 @@ def new(
     number: Annotated[int, typer.Option(help="A free number, where it belongs in reading order.")],
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
-    "Write a notebook that passes the house tests: a method with its line in the index, or an experiment and sweep."
+    "Write a notebook that passes the house tests: a method and its line in the index, or an experiment and its sweep."
     from refine_nb._files import FileError
     from refine_nb._new import new as write
     from refine_nb._project import find_root

@@ -65,8 +65,9 @@ def save(
         raise ValueError(f"what do the ids of this {type(model).__name__} mean? Give save(file, model, vocab)")
     n_symbols = model.n_symbols if family == "counts" else model.cfg.n_symbols
     if len(vocab) != n_symbols:
-        raise ValueError(f"the vocabulary has {len(vocab)} symbols and the model knows {n_symbols}: give the one that "
-                         "it was built on")
+        raise ValueError(
+            f"the vocabulary has {len(vocab)} symbols and the model knows {n_symbols}: give the one it was built on"
+        )
     settings = dict(vocab=_vocab_settings(vocab)) | ({} if family == "counts" else _settings(model, _FAMILIES[family]))
     if hasattr(model, "task"): settings["task"] = model.task
     return save_model_file(file, model, family, settings)
@@ -75,7 +76,7 @@ def save(
 def load(
     file: str | Path,  # from `save`, or `model.safetensors` of a run's folder
 ) -> nn.Module:  # in evaluation mode, with its `vocab`; a thinking model also with its `task` and `thoughts`
-    "A saved model of any kind; executes no code; raises `FileNotFoundError`, `BadCheckpoint` for others"
+    "A saved model of any kind; executes no code; raises `FileNotFoundError`, `BadCheckpoint` for other files"
     family, settings, tensors = read_model_file(file)
     if family == "thinking": return load_thinking_model(file)[0]
     if family not in (*_FAMILIES, "counts"):
@@ -126,11 +127,17 @@ def _counts(tensors: dict[str, Tensor]) -> NGram:
 
 def _vocab_settings(vocab: CharVocab | TokenVocab) -> dict:
     "A vocabulary as JSON has it"
-    return (dict(tokenizer=vocab.json()) if isinstance(vocab, TokenVocab)
-            else dict(chars=vocab.chars, specials=list(vocab.specials)))
+    return (
+        dict(tokenizer=vocab.json())
+        if isinstance(vocab, TokenVocab)
+        else dict(chars=vocab.chars, specials=list(vocab.specials))
+    )
 
 
 def _vocab(settings: dict) -> CharVocab | TokenVocab:
     "The vocabulary again"
-    return (TokenVocab(settings["tokenizer"]) if "tokenizer" in settings
-            else CharVocab(settings["chars"], settings["specials"]))
+    return (
+        TokenVocab(settings["tokenizer"])
+        if "tokenizer" in settings
+        else CharVocab(settings["chars"], settings["specials"])
+    )

@@ -1,7 +1,7 @@
 """Tokens in the place of characters: a Hugging Face tokenizer as a vocabulary (extra `hf`).
 
     from refine_nb import fit, generate
-    model = fit(text, tokenizer="tokenizer.json")  # or a `tokenizers.Tokenizer`, or a fast tokenizer of transformers
+    model = fit(text, tokenizer="tokenizer.json")      # or a `tokenizers.Tokenizer`, or a fast one of transformers
     generate(model, "To be")
 
 A model over tokens is of the same classes; its ids are tokens. `save` puts the whole tokenizer into the model's file.
@@ -23,12 +23,14 @@ class TokenVocab:
     ):
         if isinstance(tokenizer, str | Path): tokenizer = _read(tokenizer)
         self.tokenizer = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        missing = [name for name in ("encode", "decode", "get_vocab_size", "to_str")
-                   if not hasattr(self.tokenizer, name)]
+        missing = [
+            name for name in ("encode", "decode", "get_vocab_size", "to_str") if not hasattr(self.tokenizer, name)
+        ]
         if missing:
-            raise TypeError(f"a {type(tokenizer).__name__} is no tokenizer of Hugging Face (it has no "
-                            f"{missing[0]}): give a "
-                            "tokenizers.Tokenizer, a fast tokenizer of transformers, or the path of a tokenizer.json")
+            raise TypeError(
+                f"a {type(tokenizer).__name__} is no tokenizer of Hugging Face (it has no {missing[0]}): give a "
+                "tokenizers.Tokenizer, a fast tokenizer of transformers, or the path of a tokenizer.json"
+            )
 
     def __len__(self) -> int: return self.tokenizer.get_vocab_size()
 

@@ -273,8 +273,10 @@ def save_model_file(
     settings: dict,  # what builds such a model again, as JSON has it
 ) -> Path:
     "Write a model into one file, whole or not at all; `read_model_file` is the way back"
-    tensors = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-               for name, value in _weights(model).items()}
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in _weights(model).items()
+    }
     about = json.loads(json.dumps(dict(format=_MODEL_FORMAT, family=family, settings=settings)))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(Path(file), save(tensors, {"refine_nb": json.dumps(about | dict(sha256=_content(about, tensors)))}))
@@ -297,7 +299,7 @@ def _read_header(metadata: dict[str, str], file: str | Path) -> dict:
 def read_model_file(
     file: str | Path,  # from `save_model_file`
 ) -> tuple[str, dict, dict[str, Tensor]]:  # family, settings, tensors
-    "What a model's file holds, after checking it; raises `FileNotFoundError`, and `BadCheckpoint` for damage"
+    "What a model's file holds, checked; raises `FileNotFoundError`, `BadCheckpoint` for damage and for others'"
     path = Path(file)
     if path.is_dir(): raise BadCheckpoint(f"{file} is a folder: give {path / 'model.safetensors'}")
     if not path.is_file(): raise FileNotFoundError(f"{file} is no file: no model was saved there")

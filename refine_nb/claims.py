@@ -338,7 +338,7 @@ def write_claims(
     states: Mapping[str, str] = {},   # row id → state, from a verification
     verified: str = "",               # its date
 ) -> tuple[list[Verdict], list[str]]:
-    "Judge all cards and write history, CLAIMS.md and pages; returns verdicts and, checking, files that disagree"
+    "Judge all cards, write history, board and ledgers' pages; returns verdicts and, checking, files that disagree"
     top = find_root(root)
     past = read_history(top) if top else None
     verdicts = judge_cards(root, past=past)

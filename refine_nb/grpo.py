@@ -35,8 +35,9 @@ def grpo_loss(
     ratio, total = (logp - old_logp).clamp(max=_LARGEST_GAP).exp(), weight.sum().clamp(min=1e-12)
     gain = torch.minimum(ratio * adv, ratio.clamp(1 - epsilon, 1 + epsilon_high) * adv)
     low, high = (ratio < 1 - epsilon) & (adv < 0), (ratio > 1 + epsilon_high) & (adv > 0)
-    shares = dict(zip(("clip_low", "clip_high"),
-                      torch.stack([(weight * hit).sum() / total for hit in (low, high)]).tolist()))
+    shares = dict(
+        zip(("clip_low", "clip_high"), torch.stack([(weight * hit).sum() / total for hit in (low, high)]).tolist())
+    )
     return -(weight * gain).sum() / (total if normalizer is None else normalizer), shares
 
 # %% ../nbs/14_grpo.ipynb #g10cfg
@@ -208,7 +209,7 @@ def _group_metrics(
     generated: int,  # characters written in branches, forced ones and those of weight 0 too
     tokens: int,  # characters of text that the batch could teach
 ) -> dict[str, float | int]:
-    "`_METRICS` of an exploration: lowest and highest reward of a try, deciles and median of the groups' means"
+    "What an exploration found (`_METRICS`): lowest and highest reward of a try, deciles of the groups' means"
     tried, means = group.weight > 0, ((group.weight * reward).sum(-1) / group.weight.sum(-1)).flatten()
     ranked, n = means.sort().values, len(means) - 1
     lowest, highest = reward.where(tried, torch.inf).amin(), reward.where(tried, -torch.inf).amax()

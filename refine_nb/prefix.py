@@ -31,6 +31,7 @@ def tree_mask(
     parent: Int[Tensor, "t"],  # of every character, −1 for a first one; parents stand before their children
 ) -> Bool[Tensor, "t s"]:
     "Who may look at whom; raises `ValueError` when a parent does not stand before its child"
+    parent = parent.cpu()  # the host walks along it
     late = (parent >= torch.arange(len(parent))) | (parent < -1)
     if late.any():
         raise ValueError(f"character {int(late.nonzero()[0])} has the parent {int(parent[late][0])}: a parent is −1 or "

@@ -160,18 +160,21 @@ class ConfidenceExperimentResults:
         return path
 
     def reliability(self, seed: int, bins: int = 10) -> pd.DataFrame:  # predicted, actual, share; one row a bin
-        "Predicted against actual future loss on held-out text, from the file alone; raises `ValueError` without"
+        "Predicted against actual future loss on held-out text; raises `ValueError` where the file has none"
         history = self.confidence_model_results.get(str(seed), {})
         if "held_out_predicted" not in history:
             raise ValueError(f"random seed {seed} has no held-out predictions: give compare_models a held_out text")
         return calibration_curve(*(np.array(history[f"held_out_{what}"]) for what in ("predicted", "actual")), bins)
 
-    def plot(self, axes: Sequence) -> None:  # two: loss curves, and reliability on held-out text
+    def plot(self,
+        axes: object,  # two: loss curves, and the reliability diagram where there is held-out text
+    ) -> None:
         "The source's two figures"
         for name, style in (("standard", "--"), ("confidence", "-")):
             for history in getattr(self, f"{name}_model_results").values():
-                pd.Series(history["token_loss_history"]).rolling(20, min_periods=1).mean().plot(ax=axes[0], style=style,
-                                                                                                color="0.3")
+                pd.Series(history["token_loss_history"]).rolling(20, min_periods=1).mean().plot(
+                    ax=axes[0], style=style, color="0.3"
+                )
         axes[0].set(xlabel="updates", ylabel="token loss (nats)", title="dashed: the plain twin")
         for seed, history in self.confidence_model_results.items():
             if "held_out_predicted" not in history: continue
@@ -197,8 +200,10 @@ def _contestants(cfg, shape):
     ahead = LookaheadConfig.published(cfg.confidence_alpha)
     return {
         "standard": (lambda: standard_twin(shape), lambda seed, device: next_token_loss),
-        "confidence": (lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias), lambda seed,
-                       device: Lookahead(ahead, seed, device)),
+        "confidence": (
+            lambda: ConfidenceAwareGPT(shape, cfg.confidence_init_bias),
+            lambda seed, device: Lookahead(ahead, seed, device),
+        ),
     }
 
 
@@ -224,8 +229,9 @@ def compare_models(
             learner, judge = model().to(ids.device), None if judged is None else lambda m: _judge_last_place(m, judged)
             batches = prepare_confidence_data(ids, shape.context - 1, cfg.batch_size, seed)
             settings = TrainConfig(steps=cfg.training_steps, eval_every=cfg.save_interval)
-            rows = train(learner, objective(seed, str(ids.device)), batches, settings, judge, callbacks=(keep,),
-                         progress=False)
+            rows = train(
+                learner, objective(seed, str(ids.device)), batches, settings, judge, callbacks=(keep,), progress=False
+            )
             results.training_time[name] += rows[-1]["cpu_seconds"]
             if judged is not None: history |= _held_out(learner, judged, rows)
     results.save(cfg.results_dir)
@@ -254,8 +260,9 @@ def _held_out(model: ContextualGPT, windows: Int[Tensor, "b t"], rows: list[dict
     curve = [[row["step"], row["val_loss"]] for row in rows if "val_loss" in row]
     if not isinstance(model, ConfidenceAwareGPT): return dict(held_out_loss=curve)
     found = evaluate_last_position(model, windows)
-    return dict(held_out_loss=curve, held_out_predicted=found["head"].tolist(),
-                held_out_actual=found["sampled"].tolist())
+    return dict(
+        held_out_loss=curve, held_out_predicted=found["head"].tolist(), held_out_actual=found["sampled"].tolist()
+    )
 
 
 def _summary(

@@ -163,8 +163,9 @@ def _read_csv(path: Path):
         spec = _declared(root / "experiments" / f"{experiment}.ipynb")
         text |= {n: str for n, kind in spec.types.items() if kind is str}
         filled[experiment] = [n for n, kind in spec.types.items() if kind is str and spec.defaults[n] is not None]
-        rows = [r for row in rows for r in (complete_rows([row], spec, keys) if row["experiment"] == experiment
-                                            else [row])]
+        rows = [
+            r for row in rows for r in (complete_rows([row], spec, keys) if row["experiment"] == experiment else [row])
+        ]
     names = list(dict.fromkeys(n for r in rows for n in r)) or path.read_text(encoding="utf-8").strip().split(",")
     out = io.StringIO()
     writer = csv.DictWriter(out, names, restval="", lineterminator="\n")

@@ -50,12 +50,15 @@ _SIZES = {
     "gpu": dict(context=256, n_layers=12, n_heads=12, width=768, n_loops=2),
 }
 _PROFILES = {
-    "moderate": dict(supervision_weight_base=3.0, improvement_reward_scale=0.5, improvement_reward="naive", lr=2e-3,
-                     warmup=100),
-    "aggressive": dict(supervision_weight_base=5.0, improvement_reward_scale=1.0, improvement_reward="naive", lr=1e-3,
-                       warmup=150),
-    "extreme": dict(supervision_weight_base=10.0, improvement_reward_scale=2.0, improvement_reward="naive", lr=5e-4,
-                    warmup=200),
+    "moderate": dict(
+        supervision_weight_base=3.0, improvement_reward_scale=0.5, improvement_reward="naive", lr=2e-3, warmup=100
+    ),
+    "aggressive": dict(
+        supervision_weight_base=5.0, improvement_reward_scale=1.0, improvement_reward="naive", lr=1e-3, warmup=150
+    ),
+    "extreme": dict(
+        supervision_weight_base=10.0, improvement_reward_scale=2.0, improvement_reward="naive", lr=5e-4, warmup=200
+    ),
 }
 
 

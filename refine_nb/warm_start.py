@@ -132,8 +132,9 @@ def save_thinking_model(
 ) -> Path:
     "Write a thinking model into one file, whole or not at all; `load_thinking_model(file)` is the way back"
     if type(model) is not ContextualGPT:
-        raise TypeError(f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a "
-                        "start symbol")
+        raise TypeError(
+            f"a {type(model).__name__} is no thinking model: they are plain ContextualGPTs with a start symbol"
+        )
     chars = load_task(*task).vocab.chars
     settings = dict(task=task, vocab=chars, model=asdict(model.cfg), thoughts=asdict(thoughts))
     return save_model_file(file, model, "thinking", settings)

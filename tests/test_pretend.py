@@ -1,6 +1,5 @@
-"""Everything that learns or judges, on a device that is as strict as a graphics card, and all experiments in their smoke preset"""
+"""What learns and reads, on a device that is as strict as a graphics card"""
 import math
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from refine_nb.train import WeightEMA, TrainConfig, count_flops, cross_entropy, 
 from refine_nb.trigram import NGram
 from refine_nb.trm import TRM, RecursiveGPT, TRMConfig, evaluate_steps
 
-ROOT = Path(__file__).resolve().parent.parent
 V = 11
 SHAPE = dict(context=24, n_layers=2, n_heads=2, width=16)
 
@@ -73,8 +71,7 @@ def test_training_goes_on_from_a_checkpoint(seen, tmp_path):
     assert count_flops(model, cross_entropy, ids(2, 9)) > 0
 
 
-@pytest.mark.parametrize("method", ["positions"])
-@pytest.mark.parametrize("estimator", ["stratified"])
+@pytest.mark.parametrize("method, estimator", [("positions", "stratified"), ("rollouts", "on_policy")])
 def test_grpo(seen, tmp_path, method, estimator):
     reference = NGram.fit(ids(500), V).to(NAME)
     cfg = GRPOConfig(baseline="leave_one_out", partial_credit=0.3, beta=0.1, kl_estimator="k3" if estimator == "exact" else "exact", num_iterations=2)

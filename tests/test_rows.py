@@ -15,8 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 SWEEPS = sorted(p.parent.name for p in ROOT.glob("results/*/runs.csv"))
 BEFORE = "af5e2b2002c8f050f299e0c58deded7bd3f361be"  # the last commit whose rows had a hash of all code as their id
 
-LOST = "05d836032c7bf6f55d95be75cfe216b1c1514351"  # recorded 22 rows of trm_refinement, which are to be recorded again
-
 
 def old_table(sweep, name):
     "A table as it was, or None where this clone has no such commit"
@@ -62,12 +60,11 @@ def test_a_row_asks_the_question_of_its_key(sweep):
 
 @pytest.mark.parametrize("sweep", SWEEPS)
 def test_a_row_names_a_commit_of_this_history(sweep):
-    "But for rows of one commit that was never published: nobody can verify them until they are recorded again"
+    "Or nobody could verify it"
     if git(ROOT, "rev-parse", "--is-shallow-repository") != "false": pytest.skip("a shallow clone does not hold the commits")
     known = set(git(ROOT, "rev-list", "--all").split())
     rows = read_table(ROOT / "results" / sweep / "runs.csv")
-    lost = [r for r in rows if r["commit"] not in known]
-    assert {r["commit"] for r in lost} <= {LOST} and len(lost) <= (22 if sweep == "trm_refinement" else 0)
+    assert {r["commit"] for r in rows} <= known
     assert {r["dirty"] for r in rows} == {"False"}
 
 

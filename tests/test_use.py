@@ -206,8 +206,8 @@ def test_a_reward_sees_its_own_prompt_and_the_model_stays():
     def reward(prompt, written):
         seen.add(prompt)
         assert len(written) >= 4
-        return written.count("a") if prompt == "the " else 0.0
-    learned = reinforce(model, ["the ", "cat sat", "rat sat"], reward, length=4, steps=25, lr=3e-3, progress=False)
+        return float(written.count("a"))
+    learned = reinforce(model, ["the ", "cat sat", "rat sat"], reward, length=4, steps=40, lr=2e-2, progress=False)
     assert seen == {"the ", "cat sat", "rat sat"} and learned.report["reward"] > learned.report["reward_before"]
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
     with pytest.raises(ValueError, match="do not fit a context of 20"): reinforce(model, ["the cat sat on"], reward, length=12)
