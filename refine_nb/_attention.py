@@ -2,11 +2,9 @@
 
 A model tells its cache what it is about to read (`begin`), and asks it for everything that depends on what stands
 before a position: its place in the text, the ids before it, attention, and what its parent predicted. Every application
-of a block has a slot of its own. `end` makes a pass count; without it the pass was a trial, and its keys are written
-over.
+of a block has a slot of its own. `end` makes a pass count; without it the pass was a trial, written over later.
 
-Letters: b rows, t coming ids, h heads, k head width, g branches of a text, n ids a branch, u positions asked
-(t, or the last one).
+Letters: b rows, t coming ids, h heads, k head width, g branches of a text, n ids a branch, u positions asked (t or 1).
 """
 
 import math
@@ -63,8 +61,7 @@ class Text(Cache):
     def __init__(self, detach: bool = False): self.detach, self.kv, self.kept = detach, {}, {}
 
     def begin(self, ids):
-        if self.length:
-            raise ValueError(f"this Text has read {self.length} characters and is read once: take a new one")
+        if self.length: raise ValueError(f"this Text has read {self.length} characters and is read once: take another")
         super().begin(ids)
 
     def attend(self, slot, q, k, v, see=None):
@@ -87,16 +84,14 @@ class Branches(Cache):
     ):
         t = text.length
         if at is not None and (at.numel() == 0 or not 0 <= int(at.min()) <= int(at.max()) < t):
-            raise ValueError(f"branches begin after positions 0 to {t - 1} of the text, not "
-                             f"{sorted(set(at.flatten().tolist()))}")
+            raise ValueError(f"branches begin after positions 0 to {t - 1}, not {sorted(set(at.flatten().tolist()))}")
         self.text, self.at, self.g = text, at, g if at is None else at.shape[1]
         self.read, self.kv, self.kept = text.ids.new_empty(len(text.ids), self.g, 0), {}, {}
         self.beyond = None if at is None else torch.arange(t, device=at.device) > at[..., None]  # (b g t), not seen
 
     def begin(self, ids):
         if len(ids) != len(self.text.ids) or ids.shape[1] == 0 or ids.shape[1] % self.g:
-            raise ValueError(f"ids of shape {tuple(ids.shape)} are not {self.g} branches of {len(self.text.ids)} "
-                             "texts, packed side by side")
+            raise ValueError(f"ids of shape {tuple(ids.shape)} are not {self.g} branches of {len(self.text.ids)} texts")
         super().begin(ids)
         self.new, self.chain = {}, ids.shape[1] // self.g
 
@@ -104,8 +99,8 @@ class Branches(Cache):
         n, context = self.chain, len(table.weight)
         begin = self.text.length if self.at is None else int(self.at.max()) + 1
         if begin + self.length + n > context:
-            raise ValueError(f"a branch of {self.length + n} characters after position {begin - 1} does not fit a "
-                             f"context of {context}")
+            end = f"{self.length + n} characters after position {begin - 1}"
+            raise ValueError(f"a branch of {end} does not fit a context of {context}")
         start = begin + self.length
         if self.at is None:
             return (x.unflatten(1, (self.g, n)).flatten(0, 1) + table.weight[start : start + n]).reshape(x.shape)
@@ -133,8 +128,7 @@ class Branches(Cache):
 
     def from_parent(self, name, new):
         known = self.kept if self.length else self.text.kept
-        if name not in known:
-            raise ValueError(f"the text was read without keeping {name!r}, which its branches ask for")
+        if name not in known: raise ValueError(f"the text was read without keeping {name!r}, which its branches need")
         if self.length: first = known[name]
         elif self.at is None: first = known[name][:, -1:].expand(-1, self.g, *known[name].shape[2:])
         else: first = known[name][torch.arange(len(self.at), device=self.at.device)[:, None], self.at]
@@ -154,11 +148,9 @@ class Ahead(Branches):
         super().__init__(text, at=torch.arange(text.length, device=text.ids.device).expand_as(text.ids))
 
     def begin(self, ids):
-        if torch.is_grad_enabled():
-            raise ValueError("Ahead has no gradients: call the model under torch.no_grad(), or take Branches")
+        if torch.is_grad_enabled(): raise ValueError("Ahead has no gradients: take torch.no_grad(), or Branches")
         super().begin(ids)
-        if self.chain != 1:
-            raise ValueError(f"{self.chain} ids behind every position: Ahead reads one, Branches read more")
+        if self.chain != 1: raise ValueError(f"{self.chain} ids behind every position: Ahead reads one, Branches more")
 
     def attend(self, slot, q, k, v, see=None):
         y, log_sum = _causal(q, *self.text.kv[slot])
@@ -182,8 +174,8 @@ class Tree(Cache):
         self.deepest = int(self.depth.max()) + 1
 
     def begin(self, ids):
-        if ids.shape[1] != len(self.parent):
-            raise ValueError(f"{ids.shape[1]} characters are no tree of {len(self.parent)}")
+        n = len(self.parent)
+        if ids.shape[1] != n: raise ValueError(f"{ids.shape[1]} characters are no tree of {n}")
         self.parent, self.mask, self.depth = (z.to(ids.device) for z in (self.parent, self.mask, self.depth))
         super().begin(ids)
         self.chain = self.deepest
@@ -220,17 +212,13 @@ class _Segment:
     def __init__(self, rows: int, ids: Tensor, keys: list[Tensor] | Tensor, values: list[Tensor] | Tensor,
                  length: int = 0):
         self.rows, self.ids, self.keys, self.values, self.length = rows, ids, keys, values, length
-        # by name, (whole, room, …); which of the whole's rows a part has
-        self.kept = {}
-        self.whole = rows
-        self.within = None
+        self.kept, self.whole, self.within = {}, rows, None  # by name: (whole, room, …); which of the whole's rows
 
     def reserve(self, n: int) -> None:
         "Make room for n positions in all"
         room = self.ids.shape[1]
         if n <= room: return
-        if self.within is not None:
-            raise ValueError(f"a part of a cache does not grow: reserve room for {n} positions in the whole")
+        if self.within is not None: raise ValueError(f"a part of a cache does not grow: reserve {n} in the whole")
         more = max(n, 2 * room) - room
         self.ids, self.keys, self.values = (F.pad(self.ids, (0, more)), F.pad(self.keys, (0, 0, 0, more)),
                                             F.pad(self.values, (0, 0, 0, more)))
@@ -409,8 +397,7 @@ def honoured(model: nn.Module, cache: Cache, n: int) -> None:
 class LargestLogit:
     "Keeps the largest logit of each head that it is shown; a copy of its module, and one that was pickled, has none"
 
-    def __init__(self, beside: Callable | None = None):
-        self.value, self.beside = None, beside  # another one, shown the same
+    def __init__(self, beside: Callable | None = None): self.value, self.beside = None, beside  # shown the same too
 
     def __call__(self, logits: Tensor) -> None:
         if self.beside is not None: self.beside(logits)

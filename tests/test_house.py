@@ -183,8 +183,9 @@ def test_bodies_are_short():
 
 
 def wide(source: str) -> list[str]:
-    "line number: beginning of every line that is too long"
-    return [f"{n}: {line[:60]}" for n, line in enumerate(source.splitlines(), 1) if len(line) > WIDTH]
+    "line number: beginning of every line that is too long; what a cell says to Quarto stays in one"
+    lines = [(n, line) for n, line in enumerate(source.splitlines(), 1) if not line.startswith("#|")]
+    return [f"{n}: {line[:60]}" for n, line in lines if len(line) > WIDTH]
 
 
 def test_lines_fit_the_page():
