@@ -310,7 +310,7 @@ def test_tensorboard_gets_every_number(board):
 
 def test_tensorboard_logs_a_fit(board):
     with refine_nb.TensorBoardLog("folder") as log: fit(TEXT, preset="smoke", steps=3, callbacks=(log,), progress=False)
-    assert [step for name, *_, step in board if name == "train/loss"] == [1, 2, 3]
+    assert [row[-1] for row in board if row[0] == "train/loss"] == [1, 2, 3]
 
 
 def test_without_tensorboard_the_error_names_the_extra(monkeypatch):
