@@ -84,9 +84,8 @@ def _training(steps: int, lr: float) -> TrainConfig:
     return TrainConfig(steps=steps, lr=lr, warmup=min(100, steps // 4))
 
 
-def _add_thoughts(
-    plain: ContextualGPT, vocab: CharVocab, ids: Int[Tensor, "t"], settings: tuple, seed: int, loop: dict
-) -> QuietGPT:
+def _add_thoughts(plain: ContextualGPT, vocab: CharVocab, ids: Int[Tensor, "t"], settings: tuple, seed: int,
+                  loop: dict) -> QuietGPT:
     "A trained model learns to think between characters, a third as long"
     steps, batch, lr = settings
     thoughts = ThoughtConfig(*(vocab[mark] for mark in _MARKS), n_thoughts=2, length=_THOUGHT, ahead=_AHEAD)
@@ -96,9 +95,8 @@ def _add_thoughts(
     return model
 
 
-def _report(
-    model: nn.Module, vocab: CharVocab | TokenVocab, ids: Int[Tensor, "t"], held_out: Int[Tensor, "s"], context: int
-) -> dict[str, float]:
+def _report(model: nn.Module, vocab: CharVocab | TokenVocab, ids: Int[Tensor, "t"], held_out: Int[Tensor, "s"],
+            context: int) -> dict[str, float]:
     "Loss on the part that was held out, beside that of counts"
     windows = eval_windows(held_out, context)[:400]
     report = evaluate(model, windows)
@@ -124,11 +122,8 @@ def fit(
     if method == "quiet" and tokenizer is not None:
         raise ValueError("quiet thoughts need characters: leave the tokenizer out")
     text = text.text if isinstance(text, Corpus) else text
-    vocab = (
-        TokenVocab(tokenizer)
-        if tokenizer is not None
-        else CharVocab.from_text(text, _MARKS if method == "quiet" else ())
-    )
+    vocab = (TokenVocab(tokenizer) if tokenizer is not None
+             else CharVocab.from_text(text, _MARKS if method == "quiet" else ()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     fitted, held_out = _parts(vocab.encode(text).to(device), preset)
     loop = dict(callbacks=callbacks, checkpoint_dir=folder, progress=progress)
@@ -148,10 +143,8 @@ def _parts(ids: Int[Tensor, "t"], preset: str) -> tuple[Int[Tensor, "t1"], Int[T
                      "give a longer text (load_corpus reads a file), or preset='smoke'")
 
 
-def _fitted(
-    method: str, ids: Int[Tensor, "t"], vocab: CharVocab | TokenVocab,
-    preset: str, steps: int | None, seed: int, loop: dict,
-) -> nn.Module:
+def _fitted(method: str, ids: Int[Tensor, "t"], vocab: CharVocab | TokenVocab, preset: str, steps: int | None,
+            seed: int, loop: dict) -> nn.Module:
     "The trained model"
     if method == "counts": return NGram.fit(ids.cpu(), len(vocab), 4).to(ids.device)
     usual, batch, lr = _SCHEDULES[method][preset]
@@ -191,9 +184,8 @@ def generate(
     return _vocab(model).decode(sample(model, ids[None], n, 1, temperature, top_k, draws)[0, 0])
 
 
-def _write_counts(
-    model: NGram, ids: Int[Tensor, "t"], n: int, temperature: float, top_k: int | None, draws: torch.Generator
-) -> Int[Tensor, "s"]:
+def _write_counts(model: NGram, ids: Int[Tensor, "t"], n: int, temperature: float, top_k: int | None,
+                  draws: torch.Generator) -> Int[Tensor, "s"]:
     "What counts write, character by character"
     for _ in range(n):
         new = sample_next(model.log_probs(ids[None, -model.order :])[:, -1], temperature, top_k, draws)
@@ -228,12 +220,9 @@ def foretell(
     with eval_mode(model): out = model(ids, confidence_scalars=heard)
     logp = out["logits"].log_softmax(-1)
     lost = -logp[0, 1:-1].gather(-1, ids[0, 2:, None])[:, 0]
-    rows = dict(
-        symbol=[_vocab(model).decode([i]) for i in ids[0].tolist()],
-        foretold=out["confidence_pred"][0].tolist(),
-        entropy=entropy(logp)[0].tolist(),
-        actual=lost.tolist() + [float("nan")] * min(2, ids.shape[1]),
-    )
+    rows = dict(symbol=[_vocab(model).decode([i]) for i in ids[0].tolist()],
+                foretold=out["confidence_pred"][0].tolist(),
+                entropy=entropy(logp)[0].tolist(), actual=lost.tolist() + [float("nan")] * min(2, ids.shape[1]))
     return pd.DataFrame(rows)
 
 # %% ../nbs/29_use.ipynb #us5
@@ -258,22 +247,14 @@ def think(
         weight, logits = model.mixing(plain, after), model.head(torch.cat([plain[None], after]))
     best = logits.softmax(-1).max(-1)
     vocab = _vocab(model)
-    return pd.DataFrame(
-        dict(
-            thought=["", *(vocab.decode(t) for t in written[0])],
-            weight=[1 - weight.sum().item(), *weight.tolist()],
-            next=[vocab.decode([i]) for i in best.indices.tolist()],
-            probability=best.values.tolist(),
-        )
-    )
+    return pd.DataFrame(dict(thought=["", *(vocab.decode(t) for t in written[0])],
+                             weight=[1 - weight.sum().item(), *weight.tolist()],
+                             next=[vocab.decode([i]) for i in best.indices.tolist()], probability=best.values.tolist()))
 
 
 # %% ../nbs/29_use.ipynb #us6
-_PUZZLES = {
-    "smoke": (300, 32, 1e-2, 32),
-    "cpu": (1000, 32, 4e-3, 64),
-    "gpu": (20000, 64, 5e-4, 512),
-}  # updates, batch, rate, width
+# updates, batch, rate, width
+_PUZZLES = {"smoke": (300, 32, 1e-2, 32), "cpu": (1000, 32, 4e-3, 64), "gpu": (20000, 64, 5e-4, 512)}
 
 
 def fit_task(
@@ -303,9 +284,8 @@ def fit_task(
         keep = lambda item: side_of(item, "report") == "train" and len(item.prompt + item.completion()) <= widest
         encode = lambda items: tuple(part.to(device) for part in problems.encode(items))
         batches = ProblemBatches(problems, batch, seed, keep, collate=encode)
-        train(
-            model.to(device), objective, batches, _training(steps or usual, lr), callbacks=callbacks, progress=progress
-        )
+        train(model.to(device), objective, batches, _training(steps or usual, lr), callbacks=callbacks,
+              progress=progress)
     model.vocab, model.task = problems.vocab, task
     model.report = dict(val_exact=_share_right(model.eval(), problems))
     return model
@@ -368,13 +348,11 @@ def fit_thinking(
     mixed = dict(direct=0.2, canned=0.5) | settings
     warm = run_warm_start(Path(folder) / "warm_start", task, training=training, seed=seed, **mixed)
     if not reward_steps: return load(warm.file)
-    rewarded = TrainConfig(
-        steps=reward_steps, lr=5e-4, warmup=min(5, reward_steps // 4), weight_decay=0.0, checkpoint_every=20
-    )
+    rewarded = TrainConfig(steps=reward_steps, lr=5e-4, warmup=min(5, reward_steps // 4), weight_decay=0.0,
+                           checkpoint_every=20)
     shown = settings.get("progress", True)
-    run_reinforcement(
-        Path(folder) / "reward", warm.file, task, warm.thoughts, training=rewarded, seed=seed, progress=shown
-    )
+    run_reinforcement(Path(folder) / "reward", warm.file, task, warm.thoughts, training=rewarded, seed=seed,
+                      progress=shown)
     return load(Path(folder) / "reward" / "model.safetensors")
 
 
@@ -386,9 +364,8 @@ def ask(
 ) -> Answer:
     "A thinking model's likeliest answer, with a thought and without; raises `ValueError` for another task's question"
     if not hasattr(model, "thoughts"):
-        raise ValueError(
-            f"this {type(model).__name__} does not think before it answers: take a model of `fit_thinking`"
-        )
+        raise ValueError(f"this {type(model).__name__} does not think before it answers: take a model of "
+                         "`fit_thinking`")
     task = load_task(*model.task)
     item, prompt, stop = task.item(question), _ids(model, question)[None], task.vocab["\n"]
     n = len(item.completion())
@@ -422,10 +399,8 @@ class _Prompts(Iterator):
 def _string_reward(reward: Callable, prompts: Sequence[str], vocab: CharVocab | TokenVocab) -> Callable:
     "A reward of strings as one of ids"
     def of_ids(branches: Int[Tensor, "b g c"], number: Int[Tensor, "b c"]) -> Float[Tensor, "b g"]:
-        earned = [
-            [float(reward(prompts[i], vocab.decode(ids))) for ids in group]
-            for i, group in zip(number[:, 0].tolist(), branches)
-        ]
+        earned = [[float(reward(prompts[i], vocab.decode(ids))) for ids in group]
+                  for i, group in zip(number[:, 0].tolist(), branches)]
         return torch.tensor(earned, device=branches.device)
     return of_ids
 
@@ -446,38 +421,22 @@ def reinforce(
     vocab, ids = _vocab(model), [_ids(model, p) for p in prompts]
     if not ids: raise ValueError("there are no prompts: give at least one text to go on from")
     if max(map(len, ids)) + length > model.cfg.context + 1:
-        raise ValueError(
-            f"prompts of up to {max(map(len, ids))} symbols and {length} more do not fit "
-            f"a context of {model.cfg.context}: shorten them"
-        )
+        raise ValueError(f"prompts of up to {max(map(len, ids))} symbols and {length} more do not fit a context of "
+                         f"{model.cfg.context}: shorten them")
     n = min(8, len(vocab) // 2)
     guided = CandidateConfig(threshold=0.0, top_k=n, n_random=n, confident_k=n)
     earn, learner = _string_reward(reward, prompts, vocab), deepcopy(model)
-    objective = RolloutGRPO(
-        GRPOConfig(scale_rewards="none", baseline="split"),
-        guided,
-        len(vocab),
-        length,
-        reward=earn,
-        seed=seed,
-        device=ids[0].device.type,
-    )
-    train(
-        learner,
-        objective,
-        _Prompts(ids, length, batch, seed),
-        _training(steps, lr),
-        callbacks=callbacks,
-        progress=progress,
-    )
+    objective = RolloutGRPO(GRPOConfig(scale_rewards="none", baseline="split"), guided, len(vocab), length, reward=earn,
+                            seed=seed, device=ids[0].device.type)
+    train(learner, objective, _Prompts(ids, length, batch, seed), _training(steps, lr), callbacks=callbacks,
+          progress=progress)
     judge = lambda m: _mean_reward(m, ids, length, earn, seed)
     learner.report = dict(reward_before=judge(model), reward=judge(learner))
     return learner.eval()
 
 
-def _mean_reward(
-    model: ContextualGPT, prompts: list[Int[Tensor, "_"]], length: int, earn: Callable, seed: int
-) -> float:
+def _mean_reward(model: ContextualGPT, prompts: list[Int[Tensor, "_"]], length: int, earn: Callable,
+                 seed: int) -> float:
     "What sampled continuations earn, 16 a prompt"
     draws, total = torch.Generator(prompts[0].device).manual_seed(seed), 0.0
     with eval_mode(model), torch.no_grad():
