@@ -224,19 +224,19 @@ def check_width(pages: list[Page], allowed: int) -> list[str]:
     return [f"{total} lines of shown code are longer than {WIDTH} characters ({allowed} may be): {most}"] if total > allowed else []
 
 
-def check_pictures(page: Page, allowed: int) -> list[str]:
-    "A complaint if a page has more pictures without words than it may have"
-    return [f"{page.mute} pictures have no words for those who cannot see them: `#| fig-alt: …`, or `![words](file)`"] * (page.mute > allowed)
+def check_pictures(page: Page) -> list[str]:
+    "A complaint if a page has pictures without words"
+    return [f"{page.mute} pictures have no words for those who cannot see them: `#| fig-alt: …`, or `![words](file)`"] * bool(page.mute)
 
 
-def check_site(folder: Path, long: int = 0, mute: dict[str, int] | None = None) -> list[str]:
-    "Complaints about the staged pages: addresses, sidebar, links, each page by itself; `long` and `mute` say what may remain"
+def check_site(folder: Path, long: int = 0) -> list[str]:
+    "Complaints about the staged pages: addresses, sidebar, links, each page by itself; `long` says what may remain"
     pages = [read(file, folder) for file in site_files(folder)]
     ids = {page.name: page.ids for page in pages} | {rendered(page.name): page.ids for page in pages}
     found = same_output(folder) + check_sidebar(folder, [page.name for page in pages])
     found += check_formulas(pages) + check_width(pages, long)
     for page in pages:
-        said = complaints(page) + check_pictures(page, (mute or {}).get(PurePosixPath(page.name).stem, 0))
+        said = complaints(page) + check_pictures(page)
         said += [why for target in page.targets if (why := broken(target, page.name, folder, ids))]
         found += [f"{page.name}: {why}" for why in said]
     return found
