@@ -154,7 +154,7 @@ def _notebook(template: str, words: dict) -> str:
         cell = dict(cell_type="markdown" if kind == "markdown" else "code",
                     id=f"{words['name'][:12]}-{name}".replace("_", "-"),
                     metadata=dict(tags=["parameters"]) if kind == "parameters" else {},
-                    source=source.format(**words).splitlines(True))
+                    source=source.rstrip("\n").format(**words).splitlines(True))
         made.append(cell if kind == "markdown" else cell | dict(execution_count=None, outputs=[]))
     kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
     return _as_json(dict(cells=made, metadata=kernel, nbformat=4, nbformat_minor=5))
