@@ -156,7 +156,8 @@ def test_arms_whose_code_is_not_known_are_counted(project, capsys):
 def test_ctrl_c_leaves_no_process_and_no_folder(project, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     command = [sys.executable, "-m", "refine_nb._cli", "verify", "--root", project]
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job would ignore it
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard)
     until = time.monotonic() + 60
     while not list(tmp_path.glob("refine_nb_verify_*/*/*/job.json")) and time.monotonic() < until: time.sleep(0.05)
     assert list(tmp_path.glob("refine_nb_verify_*"))

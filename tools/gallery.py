@@ -49,7 +49,7 @@ def executed(notebook: Path) -> Path | None:
     return page if page.exists() and mark.exists() and mark.read_text() == digest(notebook) else None
 
 
-def execute_one(notebook: Path) -> bool:
+def keep_smoke_run(notebook: Path) -> None:
     "One run of the smoke preset through the sweep runner; its executed notebook is kept"
     work = FOLDER / "work" / notebook.stem
     shutil.rmtree(work, ignore_errors=True)
@@ -65,16 +65,15 @@ def execute_one(notebook: Path) -> bool:
     found = sorted((work / "runs").glob("*/executed.ipynb"))
     if said or not found:
         print(f"{notebook.name} could not be executed for the gallery, its page shows only the source: {said or 'no run came out'}")
-        return False
+        return
     shutil.copy(found[0], FOLDER / notebook.name)
     (FOLDER / f"{notebook.stem}.sha256").write_text(digest(notebook))
-    return True
 
 
 def execute() -> None:
     "Every experiment that has no execution yet"
     for notebook, _ in experiments():
-        if not executed(notebook): execute_one(notebook)
+        if not executed(notebook): keep_smoke_run(notebook)
 
 
 def results_of(pages: Path, notebook: Path) -> list[Path]:
