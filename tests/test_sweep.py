@@ -174,7 +174,7 @@ from pathlib import Path
 from refine_nb._files import json_digest
 from refine_nb._attempts import new_attempt
 from refine_nb.records import Run
-from refine_nb.tables import merge
+from refine_nb.tables import merge_records
 root, start = Path(sys.argv[1]), int(sys.argv[2])
 print("ready", flush=True)
 for i in range(start, start + 100000):
@@ -184,22 +184,29 @@ for i in range(start, start + 100000):
     for step in (1, 2, 3): run({"step": step, "val_x": i})
     for part in range(10): (run.checkpoint_dir / f"w{part}").write_text("w" * 1000)
     run._close({"x": i}, {}, "ok", False, None)
-    merge(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", [])
+    merge_records(root / "results", [json.loads((run.dir / "run.json").read_text())], root / "runs", [])
 '''
+
+
+def runs_in(folder):
+    "What was published there"
+    return [p for p in (folder / "runs").glob("*") if not p.name.startswith(".")]
 
 
 def test_at_whatever_moment_it_is_killed_nothing_is_half_there(tmp_path):
     "Publishing and merging in a loop, killed at random moments; then every run is whole and every row has its curve"
     (tmp_path / "none.ipynb").write_text('{"cells": []}')
-    dice = random.Random(0)
+    dice, folders = random.Random(0), []
     for round in range(8):
         process = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path), str(round * 100000)], stdout=subprocess.PIPE)
         process.stdout.readline()
-        time.sleep(dice.uniform(0.05, 0.4))
+        before, until = len(folders), time.monotonic() + 60
+        while len(runs_in(tmp_path)) < before + 2 and process.poll() is None and time.monotonic() < until: time.sleep(0.005)
+        assert process.poll() is None  # it is at work
+        time.sleep(dice.uniform(0, 0.4))
         process.kill()
         process.wait()
-        if not (tmp_path / "runs").exists(): continue  # killed before it published anything
-        folders = [p for p in (tmp_path / "runs").iterdir() if not p.name.startswith(".")]
+        folders = runs_in(tmp_path)
         for folder in folders:
             record = json.loads((folder / "run.json").read_text())
             assert len(record["files"]) == 10 and all((folder / name).stat().st_size == 1000 for name in record["files"])
