@@ -63,7 +63,8 @@ def _numbers(result: dict) -> Iterator[tuple[str, str, object]]:
     for name, value in record.get("metrics", {}).items():
         if name not in CLOCKS: yield "the result", name, value
 
-_COSTS = {"flops": 0.02}  # counts of operations: the share by which today's may differ, and equal compute stay equal
+# counts of operations: the share by which today's may differ, and equal compute stay equal
+_COSTS = {"flops": 0.02, "flops_per_step": 0.02}
 
 def _same(name: str, old: object, new: object) -> bool:
     "Whether a number is what it was: to the last bit, a cost within its share"
