@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._errors import unknown_name
+from ._sources import check_card, read_ledger
 from .cards import CardError, accept_region
-from .parameters import ParameterError, parse_yaml
 
 DECIDED = ("reproduced", "refuted", "no effect found")
 VERDICTS = (*DECIDED, "nothing could be seen", "open", "post hoc", "retired")
@@ -86,14 +85,12 @@ def read_choice(
     cards: Mapping,           # by id
 ) -> dict:
     "What stands on the board unfolded: `rows` and `pages`; refused where a card is unknown or the table too long"
-    try: choice = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except ParameterError as error: raise CardError(str(error)) from None
+    choice = read_ledger(path)
     chosen = [row for method in choice["rows"] for row in method["cards"]]
     named = [row["card"] for row in chosen] + [
         row["control"]["card"] for row in chosen if "card" in row.get("control", ())
     ]
-    for name in named:
-        if name not in cards: raise CardError(f"{path}: {unknown_name('card', name, cards)}")
+    for name in named: check_card(name, cards, str(path))
     for rows, most, where in ((chosen, 25, "the board"), ([r for r in chosen if r.get("front")], 12, "the first page")):
         if len(rows) > most: raise CardError(f"{path}: {len(rows)} rows for {where}, at most {most}: take some out")
     return choice

@@ -2,12 +2,12 @@
 from collections.abc import Callable, Mapping
 
 from ._board import GRADES, VERDICTS
-from ._sources import table_row
+from ._sources import fold, table_row
 
 DOTS = dict(
     zip(VERDICTS, ("🟢", "🔴", "🟠", "⚪", "⚪", "🟤", "⚫"))
 )  # in CLAIMS.md, where a code host shows no other colour
-MARKS = dict(zip(VERDICTS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/styles.css colours them
+MARKS = dict(zip(VERDICTS, ("✔", "✘", "≈", "○", "○", "†", "×")))  # on the site, where nbs/site/site.scss colours them
 TITLE = "The board: every claim and its verdict"
 _GUIDE = """\
 A verdict needs a rule that stood before the run. [The notebook on claims](95_claims.ipynb) explains the tests.
@@ -91,7 +91,7 @@ def board_qmd(
 ) -> str:
     "The site's page: the table, then a filter and the folded cards"
     front = f"---\ntitle: \"{TITLE}\"\ntoc-depth: 2\n---"
-    head = [front, summary(data, "", _coloured), _fold("What the words mean", _GUIDE), "## All cards"]
+    head = [front, summary(data, "", _coloured), fold("What the words mean", _GUIDE), "## All cards"]
     return (
         "\n\n".join([*head, "::: {#board-filter}\n:::", *_studies(data, _site_card), _DATA, _SCRIPT, _written()]) + "\n"
     )
@@ -151,7 +151,7 @@ def summary(
         if checked
         else ""
     )
-    counted = _fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data, marked))
+    counted = fold("Counts: sentences of the sources apart from own forecasts and controls", _counts(data, marked))
     first = hook(data, folder, marked) if data["sentences"] else ""
     return "\n\n".join(filter(None, [f"{first} {rows}".strip(), "\n".join(lines) if data["rows"] else "", counted]))
 
@@ -177,7 +177,7 @@ def _studies(data: Mapping, one: Callable[[Mapping], str]) -> list[str]:
     folds = []
     for study in dict.fromkeys(card["study"] for card in data["cards"]):
         cards = [card for card in data["cards"] if card["study"] == study]
-        folds.append(_fold(f"{study}: {len(cards)} cards", "\n\n".join(map(one, cards)), "study"))
+        folds.append(fold(f"{study}: {len(cards)} cards", "\n\n".join(map(one, cards)), "study"))
     return folds
 
 
@@ -243,9 +243,3 @@ def _written() -> str:
 def _widths(*widths: int) -> str:
     "The line under a table's head; the site divides its width in these proportions"
     return "|" + "|".join("-" * w for w in widths) + "|"
-
-
-def _fold(title: str, body: str, kind: str = "") -> str:
-    "Something a reader opens"
-    name = f' class="{kind}"' if kind else ""
-    return f"<details{name}>\n<summary>{title}</summary>\n\n{body}\n\n</details>"

@@ -2,10 +2,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from ._errors import unknown_name
-from ._sources import card_link, table_row, verdict_of
+from ._sources import card_link, check_card, read_ledger, table_row, verdict_of
 from .cards import CardError
-from .parameters import ParameterError, parse_yaml
 
 FIELDS = ("name", "published", "source", "link", "margin", "fixed", "cards", "departs")
 REPLIED = {"reproduced": "replicated", "refuted": "not replicated"}
@@ -19,14 +17,12 @@ def read_replications(
     cards: Mapping[str, str],  # id → verdict of every card
 ) -> list[dict]:
     "The entries as written; refused where a field is missing or a card is unknown"
-    try: entries = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except ParameterError as error: raise CardError(str(error)) from None
+    entries = read_ledger(path)
     for entry in entries:
         missing = [f for f in FIELDS if not entry.get(f)]
         if missing: raise CardError(f"{path}: {entry.get('name', 'an entry without a name')}: no {missing[0]}")
         for name in (*entry["cards"], *entry.get("related", ())):
-            id = name.removeprefix("-")
-            if id not in cards: raise CardError(f"{path}: {entry['name']}: {unknown_name('card', id, cards)}")
+            check_card(name.removeprefix("-"), cards, f"{path}: {entry['name']}")
     return entries
 
 

@@ -18,13 +18,29 @@ A claim has the verdict of its first card on [the board](board.qmd); the other c
 A card marked *opposite* claims the contrary, so its verdict counts the other way round."""
 
 
+def read_ledger(
+    path: Path,  # a YAML file in experiments/
+):
+    "What a ledger holds; raises `CardError` where it is no YAML"
+    try: return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except ParameterError as error: raise CardError(str(error)) from None
+
+
+def check_card(
+    id: str,         # of a card
+    cards: Mapping,  # by id
+    where: str,      # that names it
+) -> None:
+    "Refuse a card that is not there"
+    if id not in cards: raise CardError(f"{where}: {unknown_name('card', id, cards)}")
+
+
 def read_sources(
     path: Path,               # the ledger, experiments/sources.yaml
     cards: Mapping[str, str], # id → verdict of every card
 ) -> dict[str, dict]:
     "letter → title, systems, claims, contradictions; refused where a number is double or a card is unknown"
-    try: sources = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except ParameterError as error: raise CardError(str(error)) from None
+    sources = read_ledger(path)
     entries = [e for s in sources.values() for e in (*s["systems"], *s["claims"])]
     twice = [n for n, count in Counter(e["number"] for e in entries).items() if count > 1]
     if twice: raise CardError(f"{path}: {twice[0]} stands there twice")
@@ -32,8 +48,7 @@ def read_sources(
         if entry.get("state", STATES[0]) not in STATES:
             raise CardError(f"{path}: {entry['number']}: {unknown_name('state', entry['state'], STATES)}")
         for name in (*entry.get("cards", ()), *entry.get("related", ())):
-            if name.removeprefix("-") not in cards:
-                raise CardError(f"{path}: {entry['number']}: {unknown_name('card', name.removeprefix('-'), cards)}")
+            check_card(name.removeprefix("-"), cards, f"{path}: {entry['number']}")
     return sources
 
 
@@ -95,8 +110,8 @@ def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
     points = "\n".join(f"- {c}" for c in source["contradictions"])
     return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(table_row, claims)),
-                        _fold(f"{len(named)} systems", "\n".join(map(table_row, systems))),
-                        _fold(f"{len(source['contradictions'])} contradictions", points)])
+                        fold(f"{len(named)} systems", "\n".join(map(table_row, systems))),
+                        fold(f"{len(source['contradictions'])} contradictions", points)])
 
 
 def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:
@@ -119,6 +134,11 @@ def table_row(cells: list) -> str:
     return "| " + " | ".join(str(c).replace("|", r"\|") for c in cells) + " |"
 
 
-def _fold(summary: str, body: str) -> str:
+def fold(
+    summary: str,    # what a reader opens
+    body: str,       # markdown
+    kind: str = "",  # its class on the site
+) -> str:
     "Something a reader opens"
-    return f"<details>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"
+    name = f' class="{kind}"' if kind else ""
+    return f"<details{name}>\n<summary>{summary}</summary>\n\n{body}\n\n</details>"

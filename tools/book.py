@@ -1,12 +1,14 @@
 """What nbdev makes of a notebook before Quarto sees it, with the source of every exported definition"""
 import ast
 import inspect
+import json
 import os
 import re
 from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
+import yaml
 from fastcore.foundation import L
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev import processors as nbdev
@@ -27,6 +29,15 @@ LINK = re.compile(r"(\]\()([^)\s]+)")
 def settings():
     "nbdev's settings, read once: reading them takes longer than a page"
     return get_config()
+
+
+def title(page: Path) -> tuple[str, str]:
+    "A staged page's title, and the sentence below it"
+    head = page.read_text(encoding="utf-8")
+    if page.suffix == ".ipynb": head = "".join(json.loads(head)["cells"][0]["source"])
+    front = re.match(r"---\n(.*?)\n---", head, re.S)
+    told = yaml.safe_load(front[1]) if front else {}
+    return told.get("title", page.stem), told.get("description", "")
 
 
 def address(definition: object) -> str:

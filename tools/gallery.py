@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from book import ROOT, experiments
+from book import ROOT, experiments, title
 from smoke import smoke_sweep
 
 FOLDER = ROOT / "build/gallery"  # executed notebooks, kept as long as their sources stay what they are
@@ -98,7 +98,6 @@ def figure(page: Path) -> tuple[bytes, str]:
 
 def card(pages: Path, notebook: Path, name: str) -> str:
     "An experiment on the gallery's page: its picture, its question, and where its answer stands"
-    from pages import title
     words, sentence = title(pages / name)
     results = results_of(pages, notebook)
     links = [f"[result: {title(page)[0].removeprefix('Result: ')}]({page.relative_to(pages).as_posix()})" for page in results]

@@ -9,7 +9,7 @@ from pathlib import Path
 import gallery
 import nbdev.serve
 import yaml
-from book import ROOT, Book, experiments
+from book import ROOT, Book, experiments, title
 from gate import LEAK, broken, check_site, elements, pandoc, rendered
 from nbdev.config import get_config
 from nbdev.quarto import refresh_quarto_yml
@@ -21,15 +21,6 @@ PARTS = {"0": "Ground", "1": "Problems and extra computation", "2": "Thinking", 
 REFERENCE = ("gallery", "board", "sources", "glossary", "replications", "references")
 BEGIN = ("index", "start", "use")
 LONG = 900  # lines of shown code that may be wider than the column, on all pages: may only shrink
-
-
-def title(page: Path) -> tuple[str, str]:
-    "A staged page's title, and the sentence below it"
-    head = page.read_text(encoding="utf-8")
-    if page.suffix == ".ipynb": head = "".join(json.loads(head)["cells"][0]["source"])
-    front = re.match(r"---\n(.*?)\n---", head, re.S)
-    told = yaml.safe_load(front[1]) if front else {}
-    return told.get("title", page.stem), told.get("description", "")
 
 
 def part_of(name: str) -> str:
