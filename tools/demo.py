@@ -171,7 +171,8 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     if not whole: return [Line("thoughts", "are used", "no worked thought yet", "train longer")], ""
     kept, thoughts = [i for i, _ in whole], [t for _, t in whole]
     prompts = [i.prompt for i in kept]
-    own, other = (answers(end.model, task, start.thoughts, prompts, ts) for ts in (thoughts, [damaged(t) for t in thoughts]))
+    own, other = (answers(end.model, task, start.thoughts, prompts, ts)
+                  for ts in (thoughts, [damaged(t) for t in thoughts]))
     right, spoilt = (sum(a == i.answer for a, i in zip(found, kept)) / len(kept) for found in (own, other))
     line = Line("thoughts", "raise the accuracy and are used", f"{right:.0%} right behind {len(kept)} of them",
                 f"{spoilt:.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
