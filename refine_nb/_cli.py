@@ -148,7 +148,7 @@ def verify(
         if check: return refuse_changed(library.changed_rows(root))
         made = library.verify(sweeps or (), root, changed_since, again, workers)
     typer.echo(library.certificate_summary(made))
-    if any(row["outcome"] == "changed" for row in made): raise typer.Exit(1)
+    if any(row["outcome"] != "equal" for row in made): raise typer.Exit(1)
 
 
 def refuse_changed(

@@ -131,6 +131,12 @@ class Code:
             for d in pieces: named[d.name].append(d.digest)
         return {name: json_digest(sorted(parts)) for name, parts in named.items()}
 
+    @cached_property
+    def imports(self) -> frozenset:
+        "Names that only imports bind"
+        pieces = [d for module in self.pieces.values() for d in module]
+        return frozenset(d.name for d in pieces if d.imported) - {d.name for d in pieces if not d.imported}
+
     def cells(self, experiment: str) -> tuple[str, frozenset]:
         "Digest of the code of an experiment, without parameters and report, and the identifiers in it"
         if experiment not in self.notebooks:

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['ID_COLUMNS', 'RUN_COLUMNS', 'CLOCKS', 'ParameterError', 'Parameters', 'code_cells', 'parse_cell', 'read_parameters',
-           'resolve', 'from_text', 'parse_yaml', 'read_yaml']
+           'refuse_unlisted', 'resolve', 'from_text', 'parse_yaml', 'read_yaml']
 
 # %% ../nbs/90_parameters.ipynb #p9003
 import ast
 import json
 import math
 import re
+import tokenize
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import yaml
@@ -30,6 +32,7 @@ class Parameters:
     defaults: dict  # name → default value, None where the preset gives it
     types: dict     # name → int, float, str or bool
     presets: dict   # preset → {name: value}
+    choices: dict = field(default_factory=dict)  # name → texts that it may be, where its comment lists them
 
 ID_COLUMNS = ["id", "key", "experiment", "status", "parameters"]  # first columns of a results table
 
@@ -115,11 +118,22 @@ def read_parameters(
         raise ParameterError(f"{Path(notebook).name}: line {error.lineno} of the parameters cell: "
                              f"{error.msg}") from None
     except ParameterError as error: raise ParameterError(f"{Path(notebook).name}: {error}") from None
+    choices = _choices(cells[0], [n for n, k, v in declared if k is str and v is not None])
     presets = next((value for name, _, value in declared if name == "PRESETS"), {})
     spec = Parameters({n: v for n, _, v in declared if n != "PRESETS"},
-                      {n: k for n, k, _ in declared if n != "PRESETS"}, presets)
+                      {n: k for n, k, _ in declared if n != "PRESETS"}, presets, choices)
     for preset, values in presets.items(): _check_preset(spec, preset, values)
     return spec
+
+def _choices(source: str, names: list[str]) -> dict[str, list[str]]:
+    "name → the texts in quotes on its line, its default first; only for names whose comment has any"
+    try: tokens = [*tokenize.generate_tokens(StringIO(source).readline)]
+    except (tokenize.TokenError, SyntaxError): return {}  # IPython's own syntax
+    comments = {t.start[0]: (t.line.split("=")[0].split(":")[0].strip(), t) for t in tokens
+                if t.type == tokenize.COMMENT and "=" in t.line[:t.start[1]]}
+    found = {name: (re.findall(r'"([^"]+)"', t.line[:t.start[1]]), re.findall(r'"([^"]+)"', t.string))
+             for name, t in comments.values() if name in names}
+    return {name: list(dict.fromkeys(default + others)) for name, (default, others) in found.items() if others}
 
 def _check_preset(spec: Parameters, preset: str, values: dict) -> None:
     "A preset fills parameters that exist, have no default of their own, and take that type"
@@ -132,6 +146,15 @@ def _check_preset(spec: Parameters, preset: str, values: dict) -> None:
         _typed(name, value, spec.types[name])
 
 # %% ../nbs/90_parameters.ipynb #p9014
+def refuse_unlisted(
+    spec: Parameters,             # from `read_parameters`
+    params: Mapping[str, object], # values
+) -> None:
+    "Refuse a text that is none of those that the parameters cell lists"
+    for name in params.keys() & spec.choices.keys() - {"preset"}:
+        value, listed = params[name], spec.choices[name]
+        if value not in listed: raise ParameterError(f"{name}: {unknown_name('value', value, listed)}")
+
 def resolve(
     spec: Parameters,            # from `read_parameters`
     given: Mapping[str, object], # explicit values; None means "not given"

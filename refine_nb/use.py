@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'fit', 'generate', 'text_loss', 'foretell', 'think', 'fit_task', 'refine', 'Answer', 'fit_thinking', 'ask',
-           'reinforce']
+           'ask_all', 'reinforce']
 
 # %% ../nbs/29_use.ipynb #us0imp
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -30,7 +31,7 @@ from .pipeline import run_warm_start, run_reinforcement
 from .prefix import Prefix
 from .prefix import generate as continue_prefix
 from .quiet_star import QuietGPT, QuietSTaR, write_thoughts
-from .tasks import ProblemBatches, Task, side_of
+from .tasks import Item, ProblemBatches, Task, side_of
 from .thoughts import ThoughtConfig, ThoughtGenerator
 from .train import TrainConfig, completion_cross_entropy, cross_entropy, train
 from .trigram import NGram
@@ -121,7 +122,7 @@ def fit(
     if preset not in _NARROW: raise ValueError(unknown_name("preset", preset, _NARROW))
     if method == "quiet" and tokenizer is not None:
         raise ValueError("quiet thoughts need characters: leave the tokenizer out")
-    text = text.text if isinstance(text, Corpus) else text
+    text = text.text if isinstance(text, Corpus) else _no_path(text)
     vocab = (TokenVocab(tokenizer) if tokenizer is not None
              else CharVocab.from_text(text, _MARKS if method == "quiet" else ()))
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -133,6 +134,13 @@ def fit(
     context = model.order + 13 if method == "counts" else _seen(method, model.cfg)
     model.vocab, model.report = vocab, _report(model, vocab, fitted, held_out, context)
     return model.eval()
+
+
+def _no_path(text: str) -> str:
+    "The text; raises `ValueError` for the name of a file"
+    if len(text) < 1000 and "\n" not in text and (text.endswith((".txt", ".md")) or Path(text).is_file()):
+        raise ValueError(f"{text!r} is the name of a file and not a text: give load_corpus({text!r})")
+    return text
 
 
 def _parts(ids: Int[Tensor, "t"], preset: str) -> tuple[Int[Tensor, "t1"], Int[Tensor, "t2"]]:
@@ -355,30 +363,68 @@ def fit_thinking(
                       progress=shown)
     return load(Path(folder) / "reward" / "model.safetensors")
 
-
-@torch.no_grad()
+# %% ../nbs/29_use.ipynb #us7b
 def ask(
     model: ContextualGPT,  # of `fit_thinking` or `load`
     question: str,  # a prompt of its task
-    thought: str | None = None,  # one of your own, in the place of the model's
+    thought: str | None = None,  # one of your own, in the place of the model's; "" is a thought of no characters
 ) -> Answer:
     "A thinking model's likeliest answer, with a thought and without; raises `ValueError` for another task's question"
+    return ask_all(model, [question], None if thought is None else [thought])[0]
+
+
+@torch.no_grad()
+def ask_all(
+    model: ContextualGPT,  # of `fit_thinking` or `load`
+    questions: Sequence[str],  # prompts of its task
+    thoughts: Sequence[str] | None = None,  # your own, one a question, in the place of the model's
+) -> list[Answer]:
+    "What `ask` says to each; questions of one length are read together"
     if not hasattr(model, "thoughts"):
         raise ValueError(f"this {type(model).__name__} does not think before it answers: take a model of "
                          "`fit_thinking`")
-    task = load_task(*model.task)
-    item, prompt, stop = task.item(question), _ids(model, question)[None], task.vocab["\n"]
-    n = len(item.completion())
+    if thoughts is not None and len(thoughts) != len(questions):
+        raise ValueError(f"{len(thoughts)} thoughts for {len(questions)} questions: give one for each, or none")
+    task, groups, found = load_task(*model.task), defaultdict(list), {}
+    items = [task.item(q) for q in questions]
+    own = [None] * len(items) if thoughts is None else [_own_thought(model, i, t) for i, t in zip(items, thoughts)]
+    for i, (item, ids) in enumerate(zip(items, own)):
+        groups[len(item.prompt), len(item.completion()), None if ids is None else len(ids)].append(i)
     with eval_mode(model):
-        begun = Prefix(model, prompt)
-        direct = continue_prefix(begun, n, temperature=0.0)[0, 0]
-        if thought is None: written = ThoughtGenerator(model.thoughts, n, stop)(begun, 1, temperature=0.0).ids[0, 0, 1:]
-        else:
-            inner = _ids(model, thought + ":")
-            marked = torch.cat([prompt, torch.full((1, 1), model.thoughts.start, device=prompt.device), inner[None]], 1)
-            written = torch.cat([inner, continue_prefix(Prefix(model, marked), n, temperature=0.0)[0, 0]])
-    said, _, answer = model.vocab.decode(written).partition(":")
-    return Answer(said, answer.partition("\n")[0], model.vocab.decode(direct).partition("\n")[0], item.answer)
+        for places in groups.values():
+            texts = _written(model, task, [items[i] for i in places], [own[i] for i in places])
+            found |= {i: _answer(items[i], *said) for i, said in zip(places, texts)}
+    return [found[i] for i in range(len(items))]
+
+
+def _own_thought(model: ContextualGPT, item: Item, thought: str) -> Int[Tensor, "t"]:
+    "A thought of one's own and its end, as ids; refused where it does not fit or would end early"
+    end = model.vocab.decode([model.thoughts.end])
+    if end in thought: raise ValueError(f"the thought {thought!r} holds {end!r}, which ends a thought: leave it out")
+    room = model.cfg.context + 1 - len(item.prompt) - 2 - len(item.completion())
+    if len(thought) > room:
+        raise ValueError(f"a thought of {len(thought)} characters does not fit: behind {item.prompt!r} and before an "
+                         f"answer, a context of {model.cfg.context} has room for {room}")
+    return _ids(model, thought + end)
+
+
+def _written(model: ContextualGPT, task: Task, items: list[Item], own: list) -> list[tuple[str, str]]:
+    "(thought and answer, answer without a thought) to prompts of one length"
+    prompts, n = torch.stack([_ids(model, i.prompt) for i in items]), len(items[0].completion())
+    begun, stop = Prefix(model, prompts), task.vocab["\n"]
+    direct = continue_prefix(begun, n, temperature=0.0)[:, 0]
+    if own[0] is None: rows = ThoughtGenerator(model.thoughts, n, stop)(begun, 1, temperature=0.0).ids[:, 0, 1:]
+    else:
+        inner = torch.stack(own)
+        marked = torch.cat([prompts, prompts.new_full((len(items), 1), model.thoughts.start), inner], 1)
+        rows = torch.cat([inner, continue_prefix(Prefix(model, marked), n, temperature=0.0)[:, 0]], 1)
+    return [(model.vocab.decode(row), model.vocab.decode(plain)) for row, plain in zip(rows, direct)]
+
+
+def _answer(item: Item, written: str, direct: str) -> Answer:
+    "What was written, in its parts"
+    said, _, answer = written.partition(":")
+    return Answer(said, answer.partition("\n")[0], direct.partition("\n")[0], item.answer)
 
 # %% ../nbs/29_use.ipynb #us8
 class _Prompts(Iterator):

@@ -8,7 +8,6 @@ __all__ = ['project_root', 'compare', 'States', 'row_states', 'verify', 'certifi
 
 # %% ../nbs/98_verify.ipynb #v22imp
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +21,8 @@ from ._errors import unknown_name
 from ._executed import parse_executed, write_executed
 from ._files import json_digest, lock, read_json
 from ._project import find_root, git
-from ._verify_pairs import Unit, package_of, run_units, units_of, unpack
+from ._suspects import Suspects, differing
+from ._verify_pairs import Unit, package_of, run_units, units_of
 from .execute import cores
 from .parameters import CLOCKS
 from .provenance import PACKAGE, processor
@@ -102,6 +102,12 @@ def _read_executed(
     unmarked(path)
     return parse_executed(read_json(path))
 
+def _read_certificates(
+    folder: Path,  # results/<sweep>
+) -> dict[str, dict]:
+    "arm id → its certificate"
+    return {c["arm"]: c for c in read_table(folder / "verified.csv")}
+
 def _write_certificates(
     folder: Path,             # results/<sweep>
     certificates: list[dict], # new ones, which replace those of the same arms
@@ -111,51 +117,54 @@ def _write_certificates(
     "Merge certificates into verified.csv, and what was executed into executed.json"
     with lock(folder):
         write_executed(folder, {a: s for a, s in (_read_executed(folder) | dict(executed)).items() if a in order})
-        rows = {r["arm"]: r for r in [*read_table(folder / "verified.csv"), *certificates] if r["arm"] in order}
-        write_table(folder / "verified.csv", sorted(rows.values(), key=lambda r: order.index(r["arm"])), _COLUMNS)
+        rows = _read_certificates(folder) | {r["arm"]: r for r in certificates}
+        write_table(folder / "verified.csv", [rows[a] for a in order if a in rows], _COLUMNS)
 
 # %% ../nbs/98_verify.ipynb #v22concl
-_MANY = 12  # names of changed definitions in a certificate
-
 class _Verification:
     "A project being verified: its tables, today's code, and where certificates go"
 
     def __init__(self,
-        root: Path,  # project folder
+        root: Path,               # project folder
+        since: str | None = None, # a commit to compare today's code with
     ):
         self.root, self.code = root, Code(root, package_of(root))
+        self.suspects = Suspects(root, self.code, since)
         self.sweeps = {name: arms_of(root, name) for name in recorded_sweeps(root)}
         self.rows = {row["id"]: row for arms in self.sweeps.values() for arm in arms for row in arm.rows}
         self.seconds = {"before": 0.0, "after": 0.0}  # of CPU, in arms
 
-    def equal(self, sweep: str) -> set[str]:
-        "Ids of arms whose last comparison came out equal"
-        return {c["arm"] for c in read_table(self.root / "results" / sweep / "verified.csv") if c["outcome"] == "equal"}
+    def folder(self, sweep: str) -> Path:
+        "Where the results of a sweep lie"
+        return self.root / "results" / sweep
 
     def certificate(self, unit: Unit, arm: Arm, then: Code) -> tuple[dict, frozenset]:
         "What is written about an arm, and what it executed"
         result, new = compare(unit.before[arm.id], unit.after[arm.id]), unit.after[arm.id]
         names = frozenset(self.code.executed(arm.experiment, new["entered"], new["modules"]))
-        recorder = lambda n: (n.partition(".")[0] in ("runs", "_reach"), n)  # named last: it decides least
-        changed = [n for n in sorted(names, key=recorder) if self.code.digests.get(n) != then.digests.get(n)]
-        more = [f"and {len(changed) - _MANY} more"] if len(changed) > _MANY else []
-        same = self.code.cells(arm.experiment)[0] == then.cells(arm.experiment)[0]
-        cells = [] if same else ["experiments/" + arm.experiment]
         row = dict(arm=arm.id, row=arm.row["id"], experiment=arm.experiment, commit=arm.commit)
         row |= dict(label=arm_label(arm, self.sweeps[arm.sweep]))
         row |= dict(code=self.code.digest_of(arm.experiment, names), recorded=then.digest_of(arm.experiment, names))
         row |= dict(numbers=result.numbers, outcome=result.outcome, difference=result.difference, new=result.fresh)
-        return row | dict(definitions=" ".join(cells + changed[:_MANY] + more)), names
+        return row | dict(definitions=self.differing(arm, names, then)), names
+
+    def differing(self, arm: Arm, names: frozenset, then: Code) -> str:
+        "What the arm executes that has changed, by name"
+        folder = self.folder(arm.sweep)
+        before = _read_executed(folder).get(arm.id, frozenset())
+        near = self.suspects.nearest(_read_certificates(folder).get(arm.id), before, then)
+        return " ".join(self.suspects.named(arm.experiment, names | before, near))
 
     def conclude(self, unit: Unit, then: Code) -> list[dict]:
-        "Compare both sides of a unit and write certificates"
+        "Compare both sides of a unit and write certificates; what could not be run leaves the earlier one"
         made = {arm.id: self.certificate(unit, arm, then) for arm in unit.arms}
         stamp = dict(today=git(self.root, "rev-parse", "HEAD"), processor=processor())
         stamp |= dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"))
         stamp |= dict(dirty=bool(git(self.root, "status", "--porcelain", "--", ".", ":!results")))
         rows, sweep = [row | stamp for row, _ in made.values()], unit.arms[0].sweep
         ran = {id: names for id, (row, names) in made.items() if row["outcome"] != "not run"}
-        _write_certificates(self.root / "results" / sweep, rows, ran, [a.id for a in self.sweeps[sweep]])
+        certificates = [row for row in rows if row["arm"] in ran]
+        _write_certificates(self.folder(sweep), certificates, ran, [a.id for a in self.sweeps[sweep]])
         for side, results in (("before", unit.before), ("after", unit.after)):
             self.seconds[side] += sum({id: r["cpu"] for id, r in results.items()}.values())
         return rows
@@ -193,7 +202,7 @@ class States:
         "arm id → state"
         if not arms: return {}
         folder = self.root / "results" / arms[0].sweep
-        certificates, executed = {c["arm"]: c for c in read_table(folder / "verified.csv")}, _read_executed(folder)
+        certificates, executed = _read_certificates(folder), _read_executed(folder)
         return {arm.id: self.judge(arm, certificates.get(arm.id), executed.get(arm.id)) for arm in arms}
 
     def judge(self, arm: Arm, certificate: dict | None, names: frozenset | None) -> str:
@@ -218,13 +227,6 @@ def row_states(
     return by_id
 
 # %% ../nbs/98_verify.ipynb #v22cover
-def _changed_names(
-    then: Code,  # an older state
-    now: Code,   # today
-) -> set[str]:
-    "Pieces of the library that differ, are gone, or are new"
-    return {n for n in then.digests.keys() | now.digests.keys() if then.digests.get(n) != now.digests.get(n)}
-
 def _cover(
     touched: Mapping[str, set],  # arm id → what it executes of what must be covered
 ) -> list[str]:
@@ -236,33 +238,20 @@ def _cover(
         left -= touched[best]
     return chosen
 
-def _code_at(
-    root: Path,    # project folder
-    commit: str,   # an old one
-    folder: Path,  # empty
-) -> Code:
-    "The library and all experiments of a commit, in pieces"
-    there = git(root, "ls-tree", "-r", "--name-only", commit, "refine_nb", "experiments")
-    if there is None: raise VerifyError(f"--changed-since {commit}: there is no such commit here")
-    paths = [n for n in there.splitlines() if n.endswith((".py", ".ipynb"))]
-    unpack(root, commit, paths, folder)
-    return Code(folder, package_of(folder))
-
 def _since(
     work: _Verification,  # the project
-    commit: str,         # compare today with it
-    arms: list[Arm],     # to choose from
+    commit: str,          # compare today with it
+    arms: list[Arm],      # to choose from
 ) -> list[Arm]:
     "Arms that execute, in every experiment, all that changed since a commit; of a changed notebook, one of each kind"
-    with tempfile.TemporaryDirectory(prefix="refine_nb_verify_") as folder:
-        then = _code_at(work.root, commit, Path(folder))
-        rewritten = {e for e in {a.experiment for a in arms} if then.cells(e)[0] != work.code.cells(e)[0]}
-    changed, touched, unknown = _changed_names(then, work.code), {}, 0
+    then = work.suspects.at(commit)
+    rewritten = {e for e in {a.experiment for a in arms} if then.cells(e)[0] != work.code.cells(e)[0]}
+    changed, touched, unknown = differing(then, work.code), {}, 0
     for sweep in dict.fromkeys(a.sweep for a in arms):
-        executed, equal = _read_executed(work.root / "results" / sweep), work.equal(sweep)
+        executed, certificates = _read_executed(work.folder(sweep)), _read_certificates(work.folder(sweep))
         for arm in [a for a in arms if a.sweep == sweep]:
             unknown += not executed.get(arm.id, {""}) <= then.digests.keys()
-            if arm.id not in equal or arm.id not in executed: continue  # what differed before tells of no change
+            if certificates.get(arm.id, {}).get("outcome") != "equal" or arm.id not in executed: continue
             kind = [json_digest(sorted(executed[arm.id]))] if arm.experiment in rewritten else []
             touched[arm.id] = {(arm.experiment, name) for name in [*(executed[arm.id] & changed), *kind]}
     if unknown:
@@ -279,42 +268,66 @@ def verify(
     again: bool = False,              # also arms whose certificate holds
     workers: int | None = None,       # processes at a time; one per core
 ) -> list[dict]:
-    "Run every arm, shortened, with its recorded commit and with today's code, and compare; returns certificates"
-    work = _Verification(project_root(root))
+    "Run every arm, shortened, with its commit and with today's code; returns certificates, also old *changed* ones"
+    work = _Verification(project_root(root), changed_since)
     for name in sweeps:
         if name not in work.sweeps: raise VerifyError(unknown_name("sweep with results", name, work.sweeps))
     arms = [arm for name in sweeps or work.sweeps for arm in work.sweeps[name]]
-    if changed_since: arms = _since(work, changed_since, arms)
-    if not again: arms = _unsettled(work, arms)
-    made = []
-    with tqdm(total=len(arms), desc="arms", file=sys.stderr) as bar:
-        for rows in run_units(work, units_of(arms), workers or cores()):
+    chosen = _since(work, changed_since, arms) if changed_since else arms
+    if not again: chosen = _unsettled(work, chosen)
+    made = _still_changed(work, arms, {a.id for a in chosen})
+    with tqdm(total=len(chosen), desc="arms", file=sys.stderr) as bar:
+        _say_differences(made, changed_since)
+        for rows in run_units(work, units_of(chosen), workers or cores()):
             made += rows
             bar.update(len(rows))
-            for row in rows:
-                if row["outcome"] != "equal": tqdm.write(_certificate_line(row), file=sys.stderr)
+            _say_differences(rows, changed_since)
     return made
 
 def _unsettled(
     work: _Verification,  # the project
-    arms: list[Arm],     # some of its arms
+    arms: list[Arm],      # some of its arms
 ) -> list[Arm]:
     "Arms without a certificate that holds for today's code"
     states, left = States(work.root, work.code), set()
     for sweep in dict.fromkeys(a.sweep for a in arms):
-        certified_arms = {c["arm"] for c in read_table(work.root / "results" / sweep / "verified.csv")}
+        certified_arms = _read_certificates(work.folder(sweep)).keys()
         judged = states.of_sweep([a for a in arms if a.sweep == sweep])
         left |= {id for id, state in judged.items() if state == "unverified" or id not in certified_arms}
     return [a for a in arms if a.id in left]
 
+def _still_changed(
+    work: _Verification,  # the project
+    arms: list[Arm],      # some of its arms
+    run: set[str],        # ids of those that are run now
+) -> list[dict]:
+    "Certificates that say *changed* and hold for today's code, of arms that are not run now"
+    states, made = States(work.root, work.code), []
+    for sweep in dict.fromkeys(a.sweep for a in arms):
+        judged = states.of_sweep([a for a in arms if a.sweep == sweep])
+        known = _read_certificates(work.folder(sweep))
+        made += [known[id] for id, state in judged.items() if state == "changed" and id not in run]
+    return made
+
+def _say_differences(
+    rows: list[dict],    # certificates
+    since: str | None,   # the commit that today is compared with
+) -> None:
+    "A line for every arm that is not equal"
+    for row in rows:
+        if row["outcome"] != "equal": tqdm.write(_certificate_line(row, since), file=sys.stderr)
+
 def _certificate_line(
-    row: dict,  # a certificate
+    row: dict,                # a certificate
+    since: str | None = None, # the commit that today is compared with
 ) -> str:
     "A certificate in a line"
     place = f"{row['experiment']} {row['label']} (row {row['row']}, recorded at {row['commit'][:9]})"
-    named = row["outcome"] == "changed" and row["definitions"]
-    suspects = f"; executed and changed since: {row['definitions']}" if named else ""
-    return f"{row['outcome']}: {place}: {row['difference']}{suspects}"
+    line = f"{row['outcome']}: {place}: {row['difference']}"
+    if row["outcome"] != "changed": return line
+    if row["definitions"]: return f"{line}; executed and changed since: {row['definitions']}"
+    if since: return f"{line}; nothing that it executes has changed since {since}, so it was changed there already"
+    return f"{line}; nothing that it executes has changed since it was equal, so is this run deterministic?"
 
 # %% ../nbs/98_verify.ipynb #v22said
 def certificate_summary(
@@ -325,7 +338,8 @@ def certificate_summary(
     text = ", ".join(f"{n} {o}" for o, n in counts.items() if n)
     costs = sum(r["outcome"] == "equal" and bool(r["difference"]) for r in made)
     text += f" ({costs} with another count of operations)" if costs else ""
-    return f"{len(made)} arms: {text}" if made else "nothing to verify: every certificate holds (--again runs them all)"
+    if not made: return "nothing to verify: every certificate holds (--again runs them all)"
+    return f"{len(made)} arm{'s' * (len(made) > 1)}: {text}"
 
 def count_states(
     root: str | Path = ".",  # a folder inside the project
@@ -344,11 +358,11 @@ def count_states(
 def certified(
     root: str | Path = ".",  # a folder inside the project
 ) -> tuple[dict[str, str], str]:
-    "Row id → verified, unverified or changed by the certificates alone, and the day of the last: what the board shows"
+    "Row id → verified, unverified or changed by the certificates alone, and the day of the last, for the board"
     root, by_id, days = _project_folder(root), {}, {""}
     words = {"equal": "verified", "changed": "changed"}
     for name in recorded_sweeps(root):
-        certificates = {c["arm"]: c for c in read_table(root / "results" / name / "verified.csv")}
+        certificates = _read_certificates(root / "results" / name)
         arms = arms_of(root, name) if certificates else []
         by_id |= dict.fromkeys((row["id"] for row in read_table(root / "results" / name / "runs.csv")), "unverified")
         outcomes = {arm.id: certificates.get(arm.id, {}).get("outcome") for arm in arms}

@@ -1,5 +1,6 @@
 """Sweeps under fire: processes are really killed, sweeps really run at once."""
 import json, os, random, shutil, signal, subprocess, sys, threading, time
+from contextlib import nullcontext
 
 import pytest
 
@@ -668,6 +669,19 @@ def test_numbers_with_an_exponent_are_numbers(toy):
 def test_a_parameters_cell_that_leaves_anything_open_is_refused(toy, parameters, says):
     write_notebook(toy.notebook, toy_cells(parameters))
     with pytest.raises((SweepError, ParameterError), match=says): make_plan(toy.sweep("  - {}"))
+
+
+@pytest.mark.parametrize("parameters, entry, says", [
+    ('seed = 0\nmethod = "gpt"  # or "counts"', "method: gtp", "method: no value 'gtp'; did you mean 'gpt'"),
+    ('seed = 0\nmethod = "gpt"  # "counts": of characters; "gpt"', "method: [counts, count]", "no value 'count'"),
+    ('seed = 0\nmethod = "gpt"  # a name', "method: gtp", None),
+    ('seed = 0\n# or "counts"\nmethod = "gpt"', "method: gtp", None),
+    ('seed = 0\nmethod = "gpt"; note = ""  # or "counts"', "note: gtp", None),
+])
+def test_a_text_that_the_comment_does_not_list_is_refused(toy, parameters, entry, says):
+    write_notebook(toy.notebook, toy_cells(parameters))
+    sweep = toy.sweep(f"  - {{{entry}}}")
+    with pytest.raises(SweepError, match=says) if says else nullcontext(): make_plan(sweep)
 
 
 def test_papermill_by_hand_refuses_a_misspelt_parameter(toy):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import refine_nb
-from refine_nb import _families, fit, generate, load, reinforce, save, text_loss
+from refine_nb import _families, ask, ask_all, fit, generate, load, reinforce, save, text_loss, use
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.checkpoints import BadCheckpoint, save_model_file
 from refine_nb.confidence import ConfidenceAwareGPT, standard_twin
@@ -21,7 +21,7 @@ from refine_nb.thoughts import ThoughtConfig, thought_config_for
 from refine_nb.trigram import NGram
 from refine_nb.trm import NormedGPT, Recursion, RecursiveGPT, TRMConfig
 from refine_nb.refinement import Refinement
-from refine_nb.warm_start import thinking_model
+from refine_nb.warm_start import WarmStartBatches, thinking_model
 
 TEXT = "the cat sat on the mat\nand the rat sat on the cat\n" * 30
 VOCAB = CharVocab.from_text(TEXT, ("<think>", "</think>"))
@@ -332,3 +332,42 @@ def test_a_data_set_becomes_a_model(tmp_path):
     corpus = refine_nb.load_corpus("hf:json", data_files=str(tmp_path / "rows.jsonl"), cache_dir=str(tmp_path))
     assert corpus.text == TEXT + "\n\n" + TEXT
     assert replace(corpus, note="") and fit(corpus, "counts", preset="smoke").report["val_loss"] < 1
+
+
+def test_a_path_is_no_text(tmp_path):
+    file = tmp_path / "mine"
+    file.write_text(TEXT)
+    for path in ("mine.txt", "notes.md", str(file)):
+        with pytest.raises(ValueError, match="is the name of a file and not a text: give load_corpus"): fit(path)
+
+
+def test_many_questions_get_the_answers_of_each():
+    model = built("thinking")
+    task = load_task("s5", (1, 2))
+    items = task.sample(12, 3)
+    assert len({len(i.prompt) for i in items}) > 1
+    questions, thoughts = [i.prompt for i in items], [",".join(i.steps)[: 5 + 6 * (k % 2)] for k, i in enumerate(items)]
+    assert ask_all(model, questions) == [ask(model, q) for q in questions]
+    assert ask_all(model, questions, thoughts) == [ask(model, q, t) for q, t in zip(questions, thoughts)]
+    assert ask_all(model, []) == [] and ask(model, questions[0], "").thought == ""
+    with pytest.raises(ValueError, match="2 thoughts for 1 question"): ask_all(model, questions[:1], thoughts[:2])
+
+
+def test_a_thought_of_ones_own_is_read_as_the_warm_start_taught_it(monkeypatch):
+    model, task, read, whole = built("thinking"), load_task("s5", 2), [], use.Prefix
+    model.task = ("s5", 2)
+    monkeypatch.setattr(use, "Prefix", lambda model, ids, **more: (read.append(ids), whole(model, ids, **more))[1])
+    [(prompts, written)] = next(WarmStartBatches(task, 3, direct=0.0))
+    for taught in torch.cat([prompts, written], 1):
+        start, end = ((taught == mark).nonzero().max().item() for mark in (model.thoughts.start, model.thoughts.end))
+        ask(model, task.vocab.decode(taught[:start]), task.vocab.decode(taught[start + 1:end]))
+        assert torch.equal(read[-1][0], taught[: end + 1])
+
+
+def test_a_thought_of_ones_own_fits_as_long_as_it_can():
+    model = built("thinking")
+    item = load_task("s5", (1, 2)).sample(1, 0)[0]
+    room = model.cfg.context + 1 - len(item.prompt) - 2 - len(item.completion())
+    ask(model, item.prompt, "a" * room)
+    with pytest.raises(ValueError, match=f"has room for {room}"): ask(model, item.prompt, "a" * (room + 1))
+    with pytest.raises(ValueError, match="ends a thought"): ask(model, item.prompt, "ab:cd")

@@ -129,6 +129,57 @@ def test_an_arm_that_breaks_costs_no_other_one(project):
 
 
 @needs_git
+def test_what_cannot_be_run_leaves_its_certificate(project, monkeypatch):
+    verify(root=project)
+    before = (project / "results/s/verified.csv").read_text()
+    edit(project, "train", "_reduced", "_together")
+    monkeypatch.setattr("refine_nb._verify_pairs._LIMIT", 0)  # no arm comes to its end
+    made, = verify(root=project)
+    assert made["outcome"] == "not run" and "limit is 0 CPU-s" in made["difference"]
+    assert (project / "results/s/verified.csv").read_text() == before
+    record(project, [dict(seed="0")], commit="1" * 40)
+    command = [sys.executable, "-m", "refine_nb._cli", "verify", "--root", project]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1 and "1 arm: 1 not run" in ended.stdout, ended.stderr
+
+
+@needs_git
+def test_a_lost_text_costs_only_the_arms_that_read_it(project):
+    unread = (PARAMETERS.replace("markov", "lost"), IMPORTS, BODY.replace("load_corpus(corpus)", 'load_corpus("markov")'))
+    write_notebook(project / "experiments/tiny.ipynb", [(unread[0], ["parameters"]), (unread[1], []), (unread[2], [])])
+    git(project, "commit", "-qam", "another text")
+    record(project, [dict(seed="0", corpus="lost")])
+    edit(project, "train", "_reduced", "_together")
+    made, = verify(root=project)
+    assert made["outcome"] == "equal", made
+
+
+@needs_git
+def test_a_fault_is_named_alone_and_told_until_it_is_mended(project, capsys):
+    edit(project, "train", "_reduced", "_together")
+    edit(project, "data", "def eval_windows(", "def unused(): return 0\n\ndef eval_windows(")
+    git(project, "commit", "-qam", "renamed")
+    assert verify(root=project)[0]["outcome"] == "equal"  # many definitions have changed since the row was recorded
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "certificates")
+    edit(project, "train", "betas=(0.9, 0.95)", "betas=(0.9, 0.999)")
+    made, = verify(root=project, changed_since="HEAD")
+    assert (made["outcome"], made["definitions"]) == ("changed", "train.adamw")
+    git(project, "checkout", "-q", "--", "results")
+    made, = verify(root=project)
+    assert (made["outcome"], made["definitions"]) == ("changed", "train.adamw")
+    capsys.readouterr()
+    again, = verify(root=project)  # nothing is run, and it is told all the same
+    assert again["outcome"] == "changed" and "train.adamw" in capsys.readouterr().err
+    git(project, "commit", "-qam", "the fault")
+    edit(project, "data", "def unused(): return 0", "def unused(): return 1")
+    made, = verify(root=project, changed_since="HEAD")
+    assert made["outcome"] == "changed"
+    made, = verify(root=project, changed_since="HEAD", again=True)
+    assert made["outcome"] == "changed"
+
+
+@needs_git
 def test_few_arms_cover_a_change(project):
     record(project, [dict(seed="0", lr="0.001"), dict(seed="0", lr="0.002")])
     first = git(project, "rev-parse", "HEAD")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from refine_nb import ask_all, load
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.calibration import evaluate_lookahead, r2_gain
 from refine_nb.candidates import CandidateConfig
@@ -18,9 +19,7 @@ from refine_nb.evaluation import evaluate
 from refine_nb.gpt import ContextualGPT, GPTConfig, sample
 from refine_nb.grpo import GRPOConfig, RolloutGRPO
 from refine_nb.pipeline import run_reinforcement, run_warm_start
-from refine_nb.prefix import Prefix
 from refine_nb.thought_rl import ThoughtRLConfig
-from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, decode_thoughts
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trigram import NGram
 from refine_nb.trm import TRM, RecursiveGPT, TRMConfig, evaluate_steps
@@ -82,7 +81,7 @@ def explore(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
         if not weight: written = text.vocab.decode(sample(policy, text.fit[:20][None], 120, temperature=0.8)[0, 0])
     line = Line("guided GRPO", "25–35 % of characters right, by its reward", f"{right[1.0]:.0%}",
                 f"{right[0.0]:.0%} without reward")
-    return [line], f"written by the control: {written!r}"
+    return [line], f"what the policy without reward writes: {written!r}"
 
 
 class OneBatch(Iterator):
@@ -114,7 +113,7 @@ def refine(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
     train(plain, cross_entropy, Windows(text.fit, CONTEXT, 16, seed=0), settings, checkpoint_dir=home / "refine-plain")
     gross = Line("TRM refinement", "last loss 50–97 % below the first", f"{found['refine']['val_refinement']:.0%}",
                  f"{found['refine-noise']['val_refinement']:.0%} on random characters")
-    net = Line("", "ready for production", f"loss {found['refine']['val_loss']:.2f}",
+    net = Line("TRM, its loss", "ready for production", f"loss {found['refine']['val_loss']:.2f}",
                f"loss {evaluate(plain, windows)['val_loss']:.2f}, a plain model in the same time")
     return [gross, net], ""
 
@@ -143,18 +142,6 @@ def damaged(thought: str) -> str:
     return ",".join([*steps[:-1], last[1] + last[0] + last[2:]])
 
 
-def thoughtful(task, marks: ThoughtConfig, prompt: str, thought: str) -> torch.Tensor:
-    "Ids of a question and a whole thought, as a model reads them before it answers"
-    encode, start, end = task.vocab.encode, torch.tensor([marks.start]), torch.tensor([marks.end])
-    return torch.cat([encode(prompt), start, encode(thought), end])
-
-
-def answers(model, task, marks: ThoughtConfig, prompts: list[str], thoughts: list[str]) -> list[str]:
-    "The likeliest answers behind given thoughts, all of one length"
-    ids = torch.stack([thoughtful(task, marks, p, t) for p, t in zip(prompts, thoughts)])
-    return [task.vocab.decode(row[ids.shape[1]:]).split("\n")[0] for row in sample(model, ids, 6, temperature=0.0)[:, 0]]
-
-
 def think(size: Size, home: Path) -> tuple[list[Line], str]:
     "Thoughts learned from examples and reward; then one step of each is damaged"
     warm = TrainConfig(steps=size.warm, lr=4e-3, warmup=min(20, size.warm // 4), checkpoint_every=50)
@@ -163,22 +150,20 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     task, n = load_task("s5", 2), min(size.judged, 200)
     end = run_reinforcement(home / "think-reward", start.file, ("s5", 2), start.thoughts, ThoughtRLConfig(), taught,
                             validate_every=480, items=n)
+    model = load(home / "think-reward" / "model.safetensors")
     items = list({i.prompt: i for i in task.sample(n, 7, "test")}.values())
-    prefix = Prefix(end.model, task.encode(items)[0])
-    told = decode_thoughts(task, ThoughtGenerator(start.thoughts, 6, task.vocab["\n"])(prefix, 1, temperature=0.0).ids[:, 0])
-    whole = [(i, t.removeprefix("<think>").split(":")[0]) for i, t in zip(items, told)]
-    whole = [(i, t) for i, t in whole if [len(step) for step in t.split(",")] == [5, 5]]  # complete ones
+    said = ask_all(model, [i.prompt for i in items])
+    whole = [(i, a) for i, a in zip(items, said) if [len(step) for step in a.thought.split(",")] == [5, 5]]
     if not whole: return [Line("thoughts", "are used", "no worked thought yet", "train longer")], ""
-    kept, thoughts = [i for i, _ in whole], [t for _, t in whole]
-    prompts = [i.prompt for i in kept]
-    own, other = (answers(end.model, task, start.thoughts, prompts, ts)
-                  for ts in (thoughts, [damaged(t) for t in thoughts]))
-    right, spoilt = (sum(a == i.answer for a, i in zip(found, kept)) / len(kept) for found in (own, other))
-    line = Line("thoughts", "raise the accuracy and are used", f"{right:.0%} right behind {len(kept)} of them",
-                f"{spoilt:.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
-    first = f"{kept[0].prompt} | {thoughts[0]} | {own[0]}"
-    spoiled = f"{kept[0].prompt} | {damaged(thoughts[0])} | {other[0]}"
-    return [line], f"question | thought | answer: {first}\n  the last step damaged: {spoiled}"
+    spoiled = ask_all(model, [i.prompt for i, _ in whole], [damaged(a.thought) for _, a in whole])
+    share = lambda answers: sum(a.answer == a.truth for a in answers) / len(answers)
+    right = share([a for _, a in whole])
+    line = Line("thoughts", "raise the accuracy and are used",
+                f"{right:.0%} right behind {len(whole)} whole thoughts of {len(items)}",
+                f"{share(spoiled):.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
+    (item, own), other = whole[0], spoiled[0]
+    return [line], (f"question | thought | answer: {item.prompt} | {own.thought} | {own.answer}\n"
+                    f"  the last step damaged: {item.prompt} | {other.thought} | {other.answer}")
 
 
 def table(lines: list[Line]) -> str:
