@@ -1,11 +1,13 @@
 # make demo | check | test | coverage | lab | docs | sweep SWEEP=experiments/sweeps/NAME.yaml | readme
 # Every target first makes a virtual environment in .venv (once; again when pyproject.toml or constraints.txt change).
 # PYTHON=/path/to/python3 chooses the interpreter, EXTRAS=dev,bench what is installed, SWEEP_FLAGS what `refine-nb sweep` gets besides.
+# TORCH_INDEX=URL names a package index for torch alone, such as https://download.pytorch.org/whl/cpu.
 
 SHELL := /bin/sh
 VENV ?= .venv
 EXTRAS ?= dev
 PYTHON ?=
+TORCH_INDEX ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(EXTRAS)
 
@@ -16,7 +18,7 @@ THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NU
 .PHONY: help setup demo check test coverage lab docs readme sweep clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -3
+	@sed -n 's/^# //p' Makefile | head -4
 
 setup: $(READY)
 
@@ -26,6 +28,8 @@ $(READY): pyproject.toml constraints.txt
 	  echo "making $(VENV) with $$py"; "$$py" -m venv --clear $(VENV); }
 	@$(BIN)/python -m pip --version | awk '{ split($$2, v, "."); exit v[1] < 23 }' || $(BIN)/python -m pip install --quiet "pip>=23"
 	@echo "installing refine_nb[$(EXTRAS)] with constraints.txt (the first time a few minutes: torch is large)"
+	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install --quiet --timeout 15 --retries 1 --no-deps -c constraints.txt \
+	  --index-url "$(TORCH_INDEX)" torch || { echo "torch did not come from TORCH_INDEX=$(TORCH_INDEX); try again without it" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
 	@$(BIN)/python -m ipykernel install --sys-prefix --name python3 --display-name "Python 3 (refine_nb)" >/dev/null
 	@touch $@

@@ -24,6 +24,7 @@ class Verdict:
     basis: str = ""          # predicted | confirmed
     rows: tuple = ()         # ids of the rows behind the number
     notes: tuple = ()        # what the card's entry says besides
+    processors: tuple = ()   # types of processor that recorded the rows
 
 
 def piloted(
@@ -151,6 +152,7 @@ def _entry(id: str, e: Evidence) -> dict:
         "sweep": v.card["sweep"],
         "page": e.pages.get(e.studies[id], ""),
         "rows": row_states(v, e.states),
+        "processors": list(v.processors),
         "judged": _judged(v),
     }
 
@@ -165,6 +167,7 @@ def _judged(v: Verdict) -> list[str]:
     pilot = f" (informed by a pilot: {rule['pilot']})" if piloted(card) else ""
     lines += [f"Rule: {listed({k: x for k, x in rule.items() if k != 'pilot'})}{pilot}"]
     if v.holm is not None: lines.append(f"p = {v.p:.2g}, for its whole study {v.holm:.2g}")
+    if len(v.processors) > 1: lines.append(f"Recorded on different processors: {'; '.join(v.processors)}")
     return [*lines, *v.notes]
 
 

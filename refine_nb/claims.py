@@ -163,7 +163,8 @@ def judge_card(
     if late: verdict, text, p = "post hoc", f"{late}; the number alone would say {verdict}: {text}", None
     if card.get("retired"): verdict, text, p = "retired", f"{card['retired']}; {text}", None
     intervals, notes = {n: x.interval for n, x in numbers.items()}, _notes(card, numbers, used, past)
-    return Verdict(dict(card), verdict, intervals, text, p, None, basis, tuple(row["id"] for row in used), notes)
+    machines = tuple(sorted({row["processor"] for row in used if isinstance(row.get("processor"), str)}))
+    return Verdict(dict(card), verdict, intervals, text, p, None, basis, tuple(row["id"] for row in used), notes, machines)
 
 def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"
@@ -212,8 +213,6 @@ def _notes(card: Mapping[str, object], numbers: Mapping[str, Number], used: list
     if past and (pins := past.pins.get(card_hash(card))):
         notes.append(f"Pinned from its runs, where the card names nothing: {_pins_text(pins)}")
     times, days = max(map(len, starts), default=0), sorted({s[:10] for row_starts in starts for s in row_starts})
-    machines = sorted({row["processor"] for row in used if isinstance(row.get("processor"), str)})
-    if len(machines) > 1: notes.append(f"Recorded on different processors: {'; '.join(machines)}")
     if times > 1: notes.append(f"Recorded up to {times} times, on {', '.join(days)}")
     return tuple(notes)
 

@@ -13,7 +13,7 @@ from toy_project import PARAMETERS, toy_cells, write_notebook
 
 from refine_nb._history import FILE, read_history, write_history
 from refine_nb.cards import CardError, check_card, read_cards
-from refine_nb._board import kept, result_page, row_states
+from refine_nb._board import _judged, kept, result_page, row_states
 from refine_nb._evidence import METRICS, seed_values
 from refine_nb.claims import _in_studies, decide, judge_card, judge_cards, write_claims
 from refine_nb.cards import card_hash, card_hashes
@@ -49,9 +49,10 @@ def test_each_verdict_over_seeds(gains, verdict):
 
 
 def test_a_comparison_across_processors_is_said():
-    def notes(*names): return judge_card(CARD, pd.DataFrame([r | {"processor": names[r["seed"] % len(names)]} for r in clear()])).notes
-    assert not [n for n in notes("one") if "processors" in n]
-    assert [n for n in notes("one", "two") if n == "Recorded on different processors: one; two"]
+    def judged(*names):
+        verdict = judge_card(CARD, pd.DataFrame([r | {"processor": names[r["seed"] % len(names)]} for r in clear()]))
+        return [line for line in _judged(verdict) if "processors" in line]
+    assert judged("one") == [] and judged("two", "one") == ["Recorded on different processors: one; two"]
 
 
 def clear(**more): return rows("a", [b + 0.05 + i / 1000 for i, b in enumerate(B)], **more) + rows("b", B)

@@ -159,7 +159,7 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     share = lambda answers: sum(a.answer == a.truth for a in answers) / len(answers)
     right = share([a for _, a in whole])
     line = Line("thoughts", "raise the accuracy and are used",
-                f"{right:.0%} right behind {len(whole)} whole thoughts of {len(items)}",
+                f"{right:.0%} right behind {len(whole)} of {len(items)} thoughts",
                 f"{share(spoiled):.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
     (item, own), other = whole[0], spoiled[0]
     return [line], (f"question | thought | answer: {item.prompt} | {own.thought} | {own.answer}\n"
