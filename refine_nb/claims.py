@@ -20,6 +20,7 @@ from ._evidence import METRICS, Number, Shape, Undecided, over_seeds, over_windo
 from ._files import FileError, write_atomic
 from ._history import History, declared, read_history, study_of, utc, write_history
 from ._project import find_root
+from ._references import read_references, references_page
 from ._replications import read_replications, replications_page
 from ._sources import cited, read_sources, sources_page, verdict_of
 from .cards import SEED_TESTS, CardError, accept_region, card_hash, read_cards, rule_seeds
@@ -327,7 +328,8 @@ def _ledger_pages(root: Path, verdicts: Mapping[str, Verdict]) -> dict[str, str]
     words = {id: v.verdict for id, v in verdicts.items()}
     numbers = {id: v.why for id, v in verdicts.items()}
     pages = {"sources": lambda ledger: sources_page(read_sources(ledger, words), words),
-             "replications": lambda ledger: replications_page(read_replications(ledger, words), words, numbers)}
+             "replications": lambda ledger: replications_page(read_replications(ledger, words), words, numbers),
+             "references": lambda ledger: references_page(read_references(ledger), root / "nbs")}
     ledgers = {name: root / "experiments" / f"{name}.yaml" for name in pages}
     return {f"nbs/{name}.qmd": pages[name](path) for name, path in ledgers.items() if path.exists()}
 
