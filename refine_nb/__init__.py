@@ -5,7 +5,7 @@ _ROOMS = {  # name → the module that has it, imported when the name is used
     "load_corpus": "data", "load_task": "benchmark_tasks",
     "fit": "use", "fit_task": "use", "fit_thinking": "use", "reinforce": "use",
     "generate": "use", "text_loss": "use", "foretell": "use", "think": "use", "refine": "use",
-    "ask": "use", "ask_all": "use",
+    "ask": "_ask", "ask_all": "_ask",
     "save": "_families", "load": "_families",
     "TokenVocab": "_tokens", "WandbLog": "_wandb", "TensorBoardLog": "_tensorboard", "guided_rollout": "_trl",
 }

@@ -165,7 +165,8 @@ def judge_card(
     if card.get("retired"): verdict, text, p = "retired", f"{card['retired']}; {text}", None
     intervals, notes = {n: x.interval for n, x in numbers.items()}, _notes(card, numbers, used, past)
     machines = tuple(sorted({row["processor"] for row in used if isinstance(row.get("processor"), str)}))
-    return Verdict(dict(card), verdict, intervals, text, p, None, basis, tuple(row["id"] for row in used), notes, machines)
+    ids = tuple(row["id"] for row in used)
+    return Verdict(dict(card), verdict, intervals, text, p, None, basis, ids, notes, machines)
 
 def _check_metric(card: Mapping[str, object], table) -> None:
     "Refuse a metric that no run has, and a column that is asked, or tells of the run's circumstances"

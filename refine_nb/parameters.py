@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ID_COLUMNS', 'RUN_COLUMNS', 'CLOCKS', 'ParameterError', 'Parameters', 'code_cells', 'parse_cell', 'read_parameters',
-           'refuse_unlisted', 'resolve', 'from_text', 'parse_yaml', 'read_yaml']
+           'resolve', 'from_text', 'parse_yaml', 'read_yaml']
 
 # %% ../nbs/90_parameters.ipynb #p9003
 import ast
@@ -146,10 +146,7 @@ def _check_preset(spec: Parameters, preset: str, values: dict) -> None:
         _typed(name, value, spec.types[name])
 
 # %% ../nbs/90_parameters.ipynb #p9014
-def refuse_unlisted(
-    spec: Parameters,             # from `read_parameters`
-    params: Mapping[str, object], # values
-) -> None:
+def _refuse_unlisted(spec: Parameters, params: Mapping[str, object]) -> None:
     "Refuse a text that is none of those that the parameters cell lists"
     for name in params.keys() & spec.choices.keys() - {"preset"}:
         value, listed = params[name], spec.choices[name]
@@ -158,8 +155,10 @@ def refuse_unlisted(
 def resolve(
     spec: Parameters,            # from `read_parameters`
     given: Mapping[str, object], # explicit values; None means "not given"
+    listed: bool = False,        # refuse a text that the parameters cell does not list; old rows may have others
 ) -> dict:
     "Every parameter with its typed value: explicit, else the preset's, else the default"
+    if listed: _refuse_unlisted(spec, given)
     for name in given:
         if name not in spec.types: raise ParameterError(unknown_name("parameter", name, spec.types))
     explicit = {n: _typed(n, v, spec.types[n]) for n, v in given.items() if v is not None}

@@ -27,7 +27,7 @@ from ._files import fsync_tree, jsonable, read_jsonl, write_atomic
 from ._project import find_root
 from .cards import card_hashes
 from refine_nb.parameters import (
-    ID_COLUMNS, RUN_COLUMNS, ParameterError, Parameters, parse_cell, read_parameters, refuse_unlisted, resolve,
+    ID_COLUMNS, RUN_COLUMNS, ParameterError, Parameters, parse_cell, read_parameters, resolve,
 )
 from .provenance import PACKAGE, cell_codes, code_hash, run_identity, library_codes, provenance, source_code
 from .statistics import bootstrap_interval
@@ -77,8 +77,8 @@ def start_run(
     spec, runs = read_parameters(notebook), Path(request["runs"]) if request else notebook.parent.parent / "runs"
     _check_given(spec, corpus, presets)
     live = _live_values(spec, params)
-    refuse_unlisted(spec, live)
-    identity = run_identity(experiment, resolve(spec, live), corpus, runs, request["needs"] if request else {})
+    values, needs = resolve(spec, live, listed=True), request["needs"] if request else {}
+    identity = run_identity(experiment, values, corpus, runs, needs)
     shared = json.loads(Path(request["known"]).read_bytes()) if request and request.get("known") else {}
     library_codes(known=shared.get("library", {}))
     identity["code"] = code_hash(notebook)

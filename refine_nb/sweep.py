@@ -24,9 +24,7 @@ from ._errors import unknown_name
 from ._files import FileError
 from ._project import find_root, git
 from .cards import check_committed
-from refine_nb.parameters import (
-    ParameterError, Parameters, from_text, read_parameters, read_yaml, refuse_unlisted, resolve,
-)
+from .parameters import ParameterError, Parameters, from_text, read_parameters, read_yaml, resolve
 from .provenance import code_hash, run_identity, processor
 from .tables import csv_row, complete_rows, record_row, read_table
 
@@ -201,8 +199,7 @@ def identity(self: _Identities,
     try:
         own = resolve(sweep.spec, {n: v for n, v in entry.items() if not isinstance(v, dict)})
         needs = {n: self.dependency(sweep, n, v, own.get("seed")) for n, v in entry.items() if isinstance(v, dict)}
-        params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()})
-        refuse_unlisted(sweep.spec, params)
+        params = resolve(sweep.spec, entry | {n: f"run:{h['id']}" for n, (_, h) in needs.items()}, listed=True)
     except ParameterError as error: raise SweepError(f"{sweep.name}: {entry}: {error}") from None
     corpus = self.corpus(params["corpus"]) if params.get("corpus") else None
     identity = run_identity(sweep.notebook.stem, params, corpus, self.runs,

@@ -84,6 +84,7 @@ def compare(
     lost = [place for place in differ if place not in new or not _same(place[1], old[place], new[place])]
     told = (lambda place: f"{place[1]} ({place[0]}): {old[place]!r}, today "
                           f"{repr(new[place]) if place in new else 'missing'}")
+    lost = sorted(lost, key=lambda place: place[1] in _COSTS)  # a cost is named only where nothing else differs
     if lost: return _Comparison("changed", len(old), told(lost[0]), " ".join(fresh))
     rows = [len(r["rows"]) for r in (before, after)]
     if rows[0] != rows[1]: return _Comparison("changed", len(old), f"{rows[0]} rows of metrics, today {rows[1]}")
@@ -374,13 +375,28 @@ def certified(
 def changed_rows(
     root: str | Path = ".",  # a folder inside the project
 ) -> dict[str, list[str]]:
-    "claim card → changed rows of its sweep, the newest of every key, for cards that are decided; CI refuses them"
+    "claim card → changed rows behind its number, for cards that are decided; CI refuses them"
     from refine_nb._board import DECIDED
     from refine_nb.claims import judge_cards
     root, states = _project_folder(root), row_states(root)
-    tables = {name: read_table(root / "results" / name / "runs.csv") for name in recorded_sweeps(root)}
-    newest = {s: {r["key"]: r for r in sorted(rows, key=lambda r: r.get("started", ""))} for s, rows in tables.items()}
-    changed = {s: [r["id"] for r in rows.values() if states[r["id"]] == "changed"] for s, rows in newest.items()}
-    changed = {sweep: ids for sweep, ids in changed.items() if ids}
-    judged = judge_cards(root, changed) if changed else {}
-    return {card: changed[v.card["sweep"]] for card, v in judged.items() if v.verdict in DECIDED}
+    sweeps = {name: [row["id"] for arm in arms_of(root, name) for row in arm.rows] for name in recorded_sweeps(root)}
+    judged = judge_cards(root, [name for name, ids in sweeps.items() if "changed" in map(states.get, ids)])
+    costs, found = _changed_costs(root), {}
+    for id, v in judged.items():
+        rows = [row for row in v.rows if states.get(row) == "changed" and (row not in costs or _judges_costs(v.card))]
+        if rows and v.verdict in DECIDED: found[id] = rows
+    return found
+
+def _changed_costs(root: Path) -> set[str]:
+    "Ids of rows of which only a count of operations has changed"
+    found = set()
+    for name in recorded_sweeps(root):
+        known = _read_certificates(root / "results" / name)
+        arms = [a for a in arms_of(root, name) if known.get(a.id, {}).get("outcome") == "changed"]
+        found |= {row["id"] for a in arms if known[a.id]["difference"].split(" ")[0] in _COSTS for row in a.rows}
+    return found
+
+def _judges_costs(card: Mapping[str, object]) -> bool:
+    "Whether a card counts operations, or compares runs of equal operations"
+    wheres = [card.get("scope"), card.get("arm"), *(card.get("controls") or {}).values()]
+    return "flops" in card["metric"] or any("compute" in map(str, (w or {}).values()) for w in wheres)

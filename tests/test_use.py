@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import refine_nb
-from refine_nb import _families, ask, ask_all, fit, generate, load, reinforce, save, text_loss, use
+from refine_nb import _ask, _families, ask, ask_all, fit, generate, load, reinforce, save, text_loss
 from refine_nb.benchmark_tasks import load_task
 from refine_nb.checkpoints import BadCheckpoint, save_model_file
 from refine_nb.confidence import ConfidenceAwareGPT, standard_twin
@@ -354,9 +354,9 @@ def test_many_questions_get_the_answers_of_each():
 
 
 def test_a_thought_of_ones_own_is_read_as_the_warm_start_taught_it(monkeypatch):
-    model, task, read, whole = built("thinking"), load_task("s5", 2), [], use.Prefix
+    model, task, read, whole = built("thinking"), load_task("s5", 2), [], _ask.Prefix
     model.task = ("s5", 2)
-    monkeypatch.setattr(use, "Prefix", lambda model, ids, **more: (read.append(ids), whole(model, ids, **more))[1])
+    monkeypatch.setattr(_ask, "Prefix", lambda model, ids, **more: (read.append(ids), whole(model, ids, **more))[1])
     [(prompts, written)] = next(WarmStartBatches(task, 3, direct=0.0))
     for taught in torch.cat([prompts, written], 1):
         start, end = ((taught == mark).nonzero().max().item() for mark in (model.thoughts.start, model.thoughts.end))

@@ -11,9 +11,11 @@ from conftest import ROOT
 from toy_project import write_notebook
 
 from refine_nb.parameters import Parameters
-from refine_nb._arms import VerifyError, shortened, typed
+from refine_nb._arms import Arm, VerifyError, shortened, typed
+from refine_nb._board import Verdict
 from refine_nb._definitions import Code, definitions
-from refine_nb.verify import _cover, compare, row_states, verify
+from refine_nb.tables import write_table
+from refine_nb.verify import _cover, changed_rows, compare, row_states, verify
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 PARAMETERS = 'seed = 0\ncorpus = "markov"\nlr = 3e-3\nsteps = 500\nhow = "fine"  # or "breaks"'
@@ -237,6 +239,30 @@ RECORD = dict(status="ok", metrics=dict(loss=1.0, gflops=3.0))
 def result(rows=({"step": 1, "loss": 2.0, "cpu_seconds": 1.0},), error=None, **record):
     "What a side gives"
     return dict(rows=list(rows), error=error, record=RECORD | record)
+
+
+def test_a_card_falls_with_the_rows_behind_its_own_number(tmp_path, monkeypatch):
+    "A changed count of operations is of no concern to a card that counts none"
+    differences = dict(a="loss (step 1, row 1): 1.0, today 2.0", b="", c="flops (the record): 100, today 150")
+    arms = [Arm("s", id, [dict(id=f"{id}0", commit="1", experiment="tiny")]) for id in differences]
+    rows = [dict(arm=id, outcome="changed" if d else "equal", difference=d) for id, d in differences.items()]
+    (tmp_path / "results" / "s").mkdir(parents=True)
+    write_table(tmp_path / "results" / "s" / "verified.csv", rows, ["arm", "outcome", "difference"])
+    for name, value in dict(_project_folder=tmp_path, recorded_sweeps=["s"], arms_of=arms).items():
+        monkeypatch.setattr(f"refine_nb.verify.{name}", lambda *args, value=value: value)
+    monkeypatch.setattr("refine_nb.verify.row_states", lambda root: dict(a0="changed", b0="verified", c0="changed"))
+    def judged(rows, verdict="refuted", metric="acc", **controls):
+        return Verdict(dict(sweep="s", metric=metric, scope={}, controls=controls), verdict, {}, "", rows=rows)
+    cards = dict(one=judged(("a0", "b0")), two=judged(("b0",)), three=judged(("b0", "c0")), four=judged(("a0",), "open"),
+                 five=judged(("c0",), metric="flops"), six=judged(("c0",), twin={"budget": "compute"}))
+    monkeypatch.setattr("refine_nb.claims.judge_cards", lambda root, sweeps: cards if sweeps == ["s"] else {})
+    assert changed_rows(tmp_path) == dict(one=["a0"], five=["c0"], six=["c0"])
+
+
+def test_a_changed_cost_is_named_only_where_nothing_else_differs():
+    before = result(rows=[{"step": 1, "flops": 100, "loss": 2.0}])
+    for row, name in (({"step": 1, "flops": 200, "loss": 2.0}, "flops"), ({"step": 1, "flops": 200, "loss": 3.0}, "loss")):
+        assert compare(before, result(rows=[row])).difference.startswith(f"{name} (step 1, row 1)")
 
 
 @pytest.mark.parametrize("after, outcome, words", [
