@@ -292,7 +292,7 @@ def test_operations_that_code_saves_are_a_cost_within_equal_compute(flops, outco
     found = compare(result(flops=1000), result(flops=flops))
     assert (found.outcome, found.difference) == (outcome, words)
     found = compare(result(flops=1000), result(flops=flops, metrics=dict(loss=1.5)))
-    assert found.difference.startswith("loss" if outcome == "equal" else "flops")
+    assert found.difference.startswith("loss")
 
 
 MODULE = """
