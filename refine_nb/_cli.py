@@ -139,6 +139,7 @@ def verify(
     states: Annotated[bool, typer.Option("--states", help="Run nothing; count the states of all rows.")] = False,
     check: Annotated[bool, typer.Option(
         "--check", help="Run nothing; fail if a row under a decided card is changed.")] = False,
+    where: Annotated[Optional[list[str]], typer.Option(help="name=value: only arms with this value.")] = None,
     root: Annotated[Path, typer.Option(help="A folder inside the project.", exists=True)] = Path("."),
 ):
     "Run recorded commits and today's code, shortened, and compare; certificates go to results/NAME/verified.csv."
@@ -146,7 +147,7 @@ def verify(
     with refusing():
         if states: return typer.echo(library.count_states(root))
         if check: return refuse_changed(library.changed_rows(root))
-        made = library.verify(sweeps or (), root, changed_since, again, workers)
+        made = library.verify(sweeps or (), root, changed_since, again, workers, named(where))
     typer.echo(library.certificate_summary(made))
     if any(row["outcome"] != "equal" for row in made): raise typer.Exit(1)
 

@@ -24,7 +24,7 @@ from ._project import find_root, git
 from ._suspects import Suspects, differing
 from ._verify_pairs import Unit, package_of, run_units, units_of
 from .execute import cores
-from .parameters import CLOCKS
+from .parameters import CLOCKS, from_text, read_parameters
 from .provenance import PACKAGE, processor
 from .tables import read_table, unmarked, write_table
 
@@ -268,12 +268,14 @@ def verify(
     changed_since: str | None = None, # only arms that between them execute what changed since this commit
     again: bool = False,              # also arms whose certificate holds
     workers: int | None = None,       # processes at a time; one per core
+    where: Mapping[str, object] | None = None,  # parameters that an arm must have
 ) -> list[dict]:
     "Run every arm, shortened, with its commit and with today's code; returns certificates, also old *changed* ones"
     work = _Verification(project_root(root), changed_since)
     for name in sweeps:
         if name not in work.sweeps: raise VerifyError(unknown_name("sweep with results", name, work.sweeps))
-    arms = [arm for name in sweeps or work.sweeps for arm in work.sweeps[name]]
+    arms = [arm for name in sweeps or work.sweeps for arm in _having(work, work.sweeps[name], where or {})]
+    if not arms: raise VerifyError(f"no recorded arm has {dict(where or {})}")
     chosen = _since(work, changed_since, arms) if changed_since else arms
     if not again: chosen = _unsettled(work, chosen)
     made = _still_changed(work, arms, {a.id for a in chosen})
@@ -284,6 +286,22 @@ def verify(
             bar.update(len(rows))
             _say_differences(rows, changed_since)
     return made
+
+def _having(
+    work: _Verification,         # the project
+    arms: list[Arm],             # of one sweep
+    where: Mapping[str, object], # parameters, as values or as text
+) -> list[Arm]:
+    "Arms with these parameters; raises `VerifyError` for a name that their experiment does not declare"
+    if not where: return arms
+    found = []
+    for arm in arms:
+        types = read_parameters(work.root / "experiments" / f"{arm.experiment}.ipynb").types
+        for name in where:
+            if name not in types: raise VerifyError(f"{arm.sweep}: {unknown_name('parameter', name, types)}")
+        same = lambda n: from_text(arm.row.get(n, ""), types[n]) == from_text(str(where[n]), types[n])
+        if all(map(same, where)): found.append(arm)
+    return found
 
 def _unsettled(
     work: _Verification,  # the project

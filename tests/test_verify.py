@@ -185,7 +185,8 @@ def test_a_fault_is_named_alone_and_told_until_it_is_mended(project, capsys):
 def test_few_arms_cover_a_change(project):
     record(project, [dict(seed="0", lr="0.001"), dict(seed="0", lr="0.002")])
     first = git(project, "rev-parse", "HEAD")
-    assert len(verify(root=project)) == 2
+    assert [row["row"] for row in verify(root=project, where={"lr": "2e-3"})] == ["row1"]
+    assert len(verify(root=project)) == 1
     edit(project, "train", "_reduced", "_together")
     made, = verify(root=project, changed_since=first)
     assert made["outcome"] == "equal"
@@ -223,7 +224,9 @@ def test_ctrl_c_leaves_no_process_and_no_folder(project, tmp_path, monkeypatch):
 @needs_git
 def test_mistakes_are_told(project, tmp_path):
     with pytest.raises(VerifyError, match="no sweep with results 'S' .there is s"): verify(["S"], root=project)
-    with pytest.raises(VerifyError, match="no such commit"): verify(root=project, changed_since="abc1234")
+    with pytest.raises(VerifyError, match="no parameter 'lrr'; did you mean 'lr'"): verify(root=project, where={"lrr": 1})
+    with pytest.raises(VerifyError, match="no recorded arm has"): verify(root=project, where={"lr": "0.5"})
+    with pytest.raises(VerifyError, match="there is no commit abc1234"): verify(root=project, changed_since="abc1234")
     (tmp_path / "bare" / "experiments").mkdir(parents=True)
     with pytest.raises(VerifyError, match="no git repository"): verify(root=tmp_path / "bare")
     record(project, [dict(seed="0")], commit="1" * 40)
