@@ -89,10 +89,11 @@ def show_verdicts(
     counts = Counter(v.verdict for v in verdicts.values())
     say(f"{len(verdicts)} cards: " + ", ".join(f"{n} {word}" for word, n in counts.most_common())
         + ". Their rules were committed before the runs; [the board](../board.qmd) explains the words.")
-    table = pd.DataFrame({"claim": [v.card["claim"].strip() for v in verdicts.values()],
-                          "verdict": [v.verdict for v in verdicts.values()],
-                          "number": [v.why for v in verdicts.values()]}, index=pd.Index(verdicts, name="card"))
-    display(HTML(folded(_html(table), "the cards, one by one")))
+    lines = ["| card | claim | verdict | number |", "|---|---|---|---|"]
+    for id, v in verdicts.items():
+        cells = [f"[{id}](../board.qmd#{id})", " ".join(v.card["claim"].split()), v.verdict, v.why]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    say("<details><summary>the cards, one by one</summary>\n\n" + "\n".join(lines) + "\n\n</details>")
 
 
 def figure(

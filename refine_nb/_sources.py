@@ -106,7 +106,7 @@ def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
     "One source: its claims, and folded its systems and contradictions"
     judged = [_claim_row(c, cards) for c in source["claims"]]
     claims = [["", "claim", "verdict", "cards and notes"], ["---"] * 4, *judged]
-    named = [[e["number"], e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
+    named = [[_mark(e["number"]), e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
     points = "\n".join(f"- {c}" for c in source["contradictions"])
     return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(table_row, claims)),
@@ -119,7 +119,12 @@ def _claim_row(claim: Mapping, cards: Mapping[str, str]) -> list[str]:
     linked = [card_link(name, cards) for name in claim.get("cards", ())]
     beside = ["related: " + ", ".join(card_link(n, cards) for n in claim["related"])] if claim.get("related") else []
     cell = " ".join([", ".join(linked), *([claim["note"]] if claim.get("note") else []), *beside]).strip()
-    return [f"[{claim['number']}]{{#{claim['number']}}}", claim["what"], verdict_of(claim, cards), cell]
+    return [_mark(claim["number"]), claim["what"], verdict_of(claim, cards), cell]
+
+
+def _mark(number: str) -> str:
+    "A number that links can name"
+    return f"[{number}]{{#{number}}}"
 
 
 def card_link(name: str, cards: Mapping[str, str]) -> str:

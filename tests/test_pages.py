@@ -162,6 +162,30 @@ def test_links_between_folders_lead_to_pages(source, target, page):
     assert book.relink(f"[a]({target})", book.Path(source)) == f"[a]({page})"
 
 
+def test_numbers_of_the_sources_lead_to_their_lines():
+    text = "## G18 says\n\nG18 and T1 to T8 (`G18`, [G18](x.md), $G18$, G180, B1.2.7, S5)"
+    link = lambda n: f"[{n}](../sources.qmd#{n})"
+    said = f"## G18 says\n\n{link('G18')} and {link('T1')} to {link('T8')} (`G18`, [G18](x.md), $G18$, G180, B1.2.7, S5)"
+    assert book.linked(text, book.cite, book.Path("nbs/results/a.ipynb")) == said
+    assert book.linked("T8", book.cite, book.Path("experiments/a.ipynb")) == "[T8](../nbs/sources.qmd#T8)"
+
+
+def test_a_word_of_the_glossary_is_linked_once_a_page():
+    told, place = set(), book.Path("nbs/a.ipynb")
+    gloss = lambda text: book.linked(text, lambda part, to: book.gloss(part, to, told), place)
+    assert gloss("# The control\nA control, `arm`, net refinement") == (
+        "# The control\nA [control](./glossary.qmd#control){.term}, `arm`, "
+        "[net refinement](./glossary.qmd#net-refinement){.term}")
+    assert gloss("Arms, controls, *filler*, armed, opened") == "[Arms](./glossary.qmd#arm){.term}, controls, *filler*, armed, opened"
+
+
+def test_pages_link_what_they_name(tmp_path):
+    page = tmp_path / "quiet_text.ipynb"
+    book.Book.file(ROOT / "nbs/results/quiet_text.ipynb", page, ROOT / "nbs/results/quiet_text.ipynb")
+    text = page.read_text()
+    assert "(../sources.qmd#Q60)" in text and "{.term}" in text
+
+
 @pytest.fixture(scope="module")
 def trigram(tmp_path_factory):
     "A room as a page"

@@ -159,16 +159,73 @@ def relink(text: str, source: Path) -> str:
     return LINK.sub(lambda m: m[1] + on_site(m[2], source), text)
 
 
-class Relink(Processor):
-    "Links in a notebook's prose and in its markdown outputs"
+NO_PROSE = re.compile(  # front matter, headings, code, maths, links, what has a mark of its own, and HTML
+    r"\A---\n.*?\n---$|^#.*?$|^ *```.*?^ *```|`[^`\n]*`|\$\$.*?\$\$|\$[^$\n]+\$|!?\[[^\]]*\](?:\([^)]*\)|\{[^}]*\})|<[^>]+>", re.M | re.S)
+EVERYDAY = {"open", "key"}  # words of the glossary that mostly mean something else
 
-    def begin(self): self.source = Path(self.nb.path_).resolve().relative_to(ROOT)
+
+def linked(text: str, change, source: Path) -> str:
+    "Markdown whose prose is changed by a function of (piece, the way from `source` to nbs/)"
+    to, end, parts = os.path.relpath("nbs", source.parent), 0, []
+    for match in NO_PROSE.finditer(text):
+        parts += [change(text[end : match.start()], to), match[0]]
+        end = match.end()
+    return "".join([*parts, change(text[end:], to)])
+
+
+@lru_cache
+def numbers() -> re.Pattern:
+    "The numbers of systems and claims of the sources"
+    sources = yaml.safe_load((ROOT / "experiments" / "sources.yaml").read_text(encoding="utf-8")).values()
+    known = sorted({e["number"] for s in sources for e in (*s["systems"], *s["claims"])}, key=len, reverse=True)
+    return re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, known))})(?![\w]|\.\d)")
+
+
+def cite(text: str, to: str) -> str:
+    "Prose in which every number of a source leads to its line"
+    return numbers().sub(lambda m: f"[{m[1]}]({to}/sources.qmd#{m[1]})", text)
+
+
+@lru_cache
+def glossary() -> dict[str, str]:
+    "word → its mark in the glossary"
+    text = (ROOT / "nbs" / "glossary.qmd").read_text(encoding="utf-8")
+    return {word: mark for word, mark in re.findall(r"^- \[\*\*(.+?)\*\*\]\{#(.+?)\}", text, re.M) if word not in EVERYDAY}
+
+
+def gloss(text: str, to: str, told: set[str]) -> str:
+    "Prose in which the first mention of a word leads to its line in the glossary; `told` keeps the words"
+    left = [word for word in glossary() if word not in told]
+    if not left: return text
+    longest = sorted(map(re.escape, left), key=len, reverse=True)
+
+    def link(match):
+        word = next(w for w in left if w.lower() == match[1].lower())
+        if word in told: return match[0]
+        told.add(word)
+        return f"[{match[0]}]({to}/glossary.qmd#{glossary()[word]}){{.term}}"
+
+    return re.sub(rf"(?<![\w*-])({'|'.join(longest)})s?(?![\w*-])", link, text, flags=re.I)
+
+
+class Relink(Processor):
+    "Links in a notebook's prose and in its markdown outputs; numbers of the sources and words of the glossary become some"
+
+    def begin(self):
+        self.source = Path(self.nb.path_).resolve().relative_to(ROOT)
+        self.told = set()  # words that are linked already: a word is linked once a page
+
+    def text(self, text: str, words: bool) -> str:
+        "One piece of markdown"
+        text = linked(text, cite, self.source)
+        if words: text = linked(text, lambda part, to: gloss(part, to, self.told), self.source)
+        return relink(text, self.source)
 
     def cell(self, cell):
-        if cell.cell_type == "markdown": cell.source = relink(cell.source, self.source)
+        if cell.cell_type == "markdown": cell.source = self.text(cell.source, words=not getattr(cell, "has_sd", False))
         for output in cell.get("outputs", []):
             text = output.get("data", {}).get("text/markdown")
-            if text: output["data"]["text/markdown"] = relink("".join(text), self.source)
+            if text: output["data"]["text/markdown"] = self.text("".join(text), words=False)
 
 
 class Book:
