@@ -103,14 +103,16 @@ def _counts(sources: Mapping[str, dict], cards: Mapping[str, str]) -> str:
 
 
 def _section(letter: str, source: Mapping, cards: Mapping[str, str]) -> str:
-    "One source: its claims, and folded its systems and contradictions"
+    "One source: its claims, and folded its systems, where the runs depart, and contradictions"
     judged = [_claim_row(c, cards) for c in source["claims"]]
     claims = [["", "claim", "verdict", "cards and notes"], ["---"] * 4, *judged]
     named = [[_mark(e["number"]), e["what"], e["state"], e.get("where", "")] for e in source["systems"]]
     systems = [["", "system", "state", "where"], ["---"] * 4, *named]
     points = "\n".join(f"- {c}" for c in source["contradictions"])
+    departs = "\n".join(f"- {d}" for d in source.get("departs", ()))
     return "\n\n".join([f"## {letter}: {source['title']}", "\n".join(map(table_row, claims)),
                         fold(f"{len(named)} systems", "\n".join(map(table_row, systems))),
+                        *([fold("where the recorded runs depart", departs)] if departs else []),
                         fold(f"{len(source['contradictions'])} contradictions", points)])
 
 
