@@ -29,10 +29,10 @@ def read_references(
 def words_of(
     page: Path,  # a notebook
 ) -> str:
-    "The text of a page, without brackets and commas"
+    "The text of a page, without brackets and without commas between words"
     cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
     text = "\n".join("".join(c["source"]) for c in cells)
-    return re.sub(r"[()\[\],]", "", text)
+    return re.sub(r"[()\[\]]|,(?!\d)", "", text)
 
 
 def names(
