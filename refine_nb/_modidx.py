@@ -1057,6 +1057,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'refine_nb/train.py'),
                                  'refine_nb.train._attention_flops': ('train.html#_attention_flops', 'refine_nb/train.py'),
                                  'refine_nb.train._backward': ('train.html#_backward', 'refine_nb/train.py'),
+                                 'refine_nb.train._bar': ('train.html#_bar', 'refine_nb/train.py'),
                                  'refine_nb.train._compiled': ('train.html#_compiled', 'refine_nb/train.py'),
                                  'refine_nb.train._count': ('train.html#_count', 'refine_nb/train.py'),
                                  'refine_nb.train._evaluated': ('train.html#_evaluated', 'refine_nb/train.py'),

@@ -10,6 +10,7 @@ __all__ = ['cross_entropy', 'completion_cross_entropy', 'TrainConfig', 'lr_at', 
 import copy
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -386,7 +387,7 @@ def train(
     rows = saved.resume(resume, extend)
     for c in callbacks: getattr(c, "on_resume", lambda step: None)(len(rows))
     first, done = len(rows) + 1, rows[-1] if rows else dict(step=0, tokens=0, flops=0, cpu_seconds=0.0)
-    bar = tqdm(total=cfg.steps, initial=len(rows), disable=not progress, mininterval=1, unit="step")
+    bar = _bar(total=cfg.steps, initial=len(rows), disable=not progress, mininterval=1, unit="step")
     model.train()
     with DeferredInterrupt() as interrupted, bar:
         for step in range(first, cfg.steps + 1):
@@ -404,3 +405,9 @@ def train(
 
 
 _SHOWN = ("loss", "val_loss", "reward", "rl/reward")  # beside the bar, where an objective has them
+
+def _bar(**options: object) -> tqdm:
+    "A bar: a widget in JupyterLab; text elsewhere, which papermill writes into its log"
+    if not os.environ.get("JPY_SESSION_NAME"): return tqdm(**options)
+    from tqdm.notebook import tqdm as widget
+    return widget(**options)

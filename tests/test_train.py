@@ -21,7 +21,7 @@ import refine_nb.train as train_module
 from refine_nb.checkpoints import BadCheckpoint, list_checkpoints
 from refine_nb.data import MarkovSource, Windows
 from refine_nb.gpt import ContextualGPT, GPTConfig
-from refine_nb.train import WeightEMA, NonFiniteLoss, Objective, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
+from refine_nb.train import _bar, WeightEMA, NonFiniteLoss, Objective, TrainConfig, adamw, count_flops, cross_entropy, lr_at, train, update
 
 IDS = torch.from_numpy(MarkovSource().sample(5000))
 
@@ -517,3 +517,13 @@ def test_without_a_compiler_compile_is_refused_before_anything_is_touched(tmp_pa
     assert torch.equal(weights(run), before) and not (tmp_path / "kept").exists() and len(calls) == 1
     go(fresh(steps=2))
     assert len(calls) == 1  # nobody asks for a compiler without the flag
+
+
+def test_the_bar_is_a_widget_in_jupyterlab_and_text_elsewhere(monkeypatch):
+    from tqdm import tqdm
+    from tqdm.notebook import tqdm_notebook
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    with _bar(total=3) as bar: assert type(bar) is tqdm
+    monkeypatch.setenv("JPY_SESSION_NAME", "nbs/09_train.ipynb")
+    with _bar(total=3) as bar: assert isinstance(bar, tqdm_notebook)
+    with _bar(total=3, disable=True) as bar: bar.update()
