@@ -114,6 +114,8 @@ class Draws(TorchFunctionMode):
             place = kwargs.get("device") or next((x.device for x in args if isinstance(x, torch.Tensor)), "cpu")
             if generator.device.type != torch.device(place).type:
                 raise RuntimeError(f"Expected a '{place}' device type for generator but found '{generator.device.type}' ({func.__name__}, {_asked_by()})")
+        if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == NAME:
+            return func(*args, **kwargs | {"device": "cpu"}).to(NAME)  # torch makes these below Python
         return func(*args, **kwargs)
 
 
