@@ -220,6 +220,12 @@ def lines_with(pattern: re.Pattern, files: list[Path]) -> list[str]:
     return [f"{short(f)}:{n} {m[0]}" for f in files for n, line in enumerate(f.read_text(encoding="utf-8").splitlines(), 1) if '"image/png":' not in line and (m := pattern.search(line))]
 
 
+def test_every_figure_says_what_it_shows_and_what_is_seen():
+    bare = [f"{short(path)}#{cell.id}" for path in COMPONENTS for cell in code_cells(path)
+            if ("#| fig-cap:" in cell.source) != ("#| fig-alt:" in cell.source)]
+    assert not bare, f"a figure has a caption (its message) and words for those who cannot see it: {bare}"
+
+
 def test_no_machine_paths():
     found = lines_with(MACHINE_PATH, text_files())
     assert not found, "\n".join(found)
