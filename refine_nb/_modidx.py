@@ -1159,6 +1159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.verify._certificate_line': ('verify.html#_certificate_line', 'refine_nb/verify.py'),
                                   'refine_nb.verify._changed_costs': ('verify.html#_changed_costs', 'refine_nb/verify.py'),
                                   'refine_nb.verify._cover': ('verify.html#_cover', 'refine_nb/verify.py'),
+                                  'refine_nb.verify._has': ('verify.html#_has', 'refine_nb/verify.py'),
                                   'refine_nb.verify._having': ('verify.html#_having', 'refine_nb/verify.py'),
                                   'refine_nb.verify._judges_costs': ('verify.html#_judges_costs', 'refine_nb/verify.py'),
                                   'refine_nb.verify._numbers': ('verify.html#_numbers', 'refine_nb/verify.py'),

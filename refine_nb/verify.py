@@ -294,14 +294,14 @@ def _having(
 ) -> list[Arm]:
     "Arms with these parameters; raises `VerifyError` for a name that their experiment does not declare"
     if not where: return arms
-    found = []
-    for arm in arms:
-        types = read_parameters(work.root / "experiments" / f"{arm.experiment}.ipynb").types
-        for name in where:
-            if name not in types: raise VerifyError(f"{arm.sweep}: {unknown_name('parameter', name, types)}")
-        same = lambda n: from_text(arm.row.get(n, ""), types[n]) == from_text(str(where[n]), types[n])
-        if all(map(same, where)): found.append(arm)
-    return found
+    specs = {e: read_parameters(work.root / "experiments" / f"{e}.ipynb").types for e in {a.experiment for a in arms}}
+    for name, types in ((n, t) for t in specs.values() for n in where if n not in t):
+        raise VerifyError(f"{arms[0].sweep}: {unknown_name('parameter', name, types)}")
+    return [a for a in arms if _has(a.row, where, specs[a.experiment])]
+
+def _has(row: dict, where: Mapping[str, object], types: Mapping[str, type]) -> bool:
+    "Whether a row has these parameters"
+    return all(from_text(row.get(n, ""), types[n]) == from_text(str(value), types[n]) for n, value in where.items())
 
 def _unsettled(
     work: _Verification,  # the project

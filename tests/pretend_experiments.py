@@ -3,13 +3,11 @@
 `test_pretend.py` runs the defaults. The variants take minutes: `pytest tests/pretend_experiments.py` from the project's root.
 """
 import json
-import os
 import shutil
 from pathlib import Path
 
 import matplotlib
 import pytest
-import torch
 from IPython.core.inputtransformer2 import TransformerManager
 from pretend_device import NAME, pretend
 
