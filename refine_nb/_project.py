@@ -12,7 +12,7 @@ PATIENCE = 120  # seconds that a call of git may take
 ANSWERS = (
     "not a git repository", "unknown revision", "bad revision", "bad object", "not a valid object name",
     "invalid object name", "ambiguous argument", "does not have any commits", "does not exist in",
-    "exists on disk, but not in", "does not exist (neither", "needed a single revision",
+    "exists on disk, but not in", "does not exist (neither", "needed a single revision", "but not at stage",
 )  # "there is none" is an answer, not a failure
 
 

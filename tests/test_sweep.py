@@ -889,6 +889,27 @@ def test_the_side_of_a_conflict_that_keeps_its_row_keeps_its_windows(tmp_path):
     assert [p.name for p in (folder / "windows").iterdir()] == [f"{id}.json.gz"]
 
 
+@needs_git
+def test_windows_that_one_side_alone_recorded_again_are_kept(tmp_path):
+    "git merges their file by itself, while the tables are in conflict"
+    folder = tmp_path / "results" / "t"
+    def record(n, loss, started):
+        run = fake(tmp_path / "runs", n, loss=loss) | {"started": started}
+        write_windows(tmp_path / "runs" / run["id"] / "windows.json.gz", {"loss": [loss]})
+        merge_records(folder, [run], tmp_path / "runs", [])
+        commit(tmp_path)
+        return run["id"]
+    id = record(1, 1.0, "2030")
+    git(tmp_path, "checkout", "-qb", "other")
+    for known in (tmp_path / "runs", folder): shutil.rmtree(known)
+    assert record(1, 2.0, "2031") == id
+    git(tmp_path, "checkout", "-q", "-")
+    record(2, 3.0, "2030")
+    assert "CONFLICT" in git(tmp_path, "merge", "other", check=False)
+    join_tables(folder)
+    assert sorted(read_runs(folder)["loss"]) == [2.0, 3.0] and read_windows(folder, id) == {"loss": [2.0]}
+
+
 CARD = "id: c\nclaim: x\nsweep: s\nmetric: x\narm: {seed: 0}\nrule: {test: exact, n: 1, at_least: 0}\n"
 
 
