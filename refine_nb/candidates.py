@@ -212,6 +212,7 @@ def group_advantage(
     low = reward.masked_fill(~there, torch.inf).amin(-1, keepdim=True)
     high = reward.masked_fill(~there, -torch.inf).amax(-1, keepdim=True)
     rounding = 4 * torch.finfo(dtype).eps * torch.maximum(low.abs(), high.abs())  # rewards are added up from parts
+    if scale == "none": rounding = torch.zeros_like(rounding)  # what is not divided by a spread cannot blow it up
     flat, mean = high - low <= rounding, (weight * reward).sum(-1, keepdim=True) / total
     adv, left_out = reward - mean, baseline == "leave_one_out"
     if left_out: adv = adv * total / (total - weight).clamp(min=1e-12)  # r − mean of the others

@@ -270,6 +270,12 @@ def test_rounding_is_no_advantage():
     assert flat.tolist() == [True, False] and (adv[0] == 0).all() and adv[1, 0] > 2
 
 
+def test_a_small_difference_stays_small_where_nothing_is_divided():
+    reward = torch.tensor([[-12.0, -12.000001]])
+    adv, flat = group_advantage(reward, torch.full_like(reward, 0.5), "none", "leave_one_out")
+    assert not flat.any() and adv[0, 0] == -adv[0, 1] == reward[0, 0] - reward[0, 1]
+
+
 @pytest.mark.parametrize("kind", [torch.long, torch.bool])
 def test_rewards_that_count_are_not_cast_to_nothing(kind):
     adv, _ = group_advantage(torch.tensor([[1, 0, 0, 1]]).to(kind), torch.full((1, 4), 0.25))

@@ -1,4 +1,6 @@
 """`make demo`: four methods, each beside the control that decides it, in small; Ctrl-C loses nothing, and again goes on"""
+import hashlib
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from refine_nb.grpo import GRPOConfig, RolloutGRPO
 from refine_nb.pipeline import run_reinforcement, run_warm_start
 from refine_nb.prefix import Prefix
 from refine_nb.thought_rl import ThoughtRLConfig
-from refine_nb.thoughts import ThoughtGenerator, decode_thoughts
+from refine_nb.thoughts import ThoughtConfig, ThoughtGenerator, decode_thoughts
 from refine_nb.train import TrainConfig, cross_entropy, train
 from refine_nb.trigram import NGram
 from refine_nb.trm import TRM, RecursiveGPT, TRMConfig, evaluate_steps
@@ -30,13 +32,13 @@ CONTEXT, BRANCH = 32, 4  # characters that are read, and that one try writes
 
 class Size(NamedTuple):
     "How long everything is trained"
-    explore: int = 120   # updates of guided GRPO
-    refine: int = 120    # updates of the recursive model
+    explore: int = 250   # updates of guided GRPO
+    refine: int = 240    # updates of the recursive model
     plain: int = 1300    # of the plain one: about as much CPU time
     noise: int = 150     # of the recursive model on one batch of random characters
     ahead: int = 300     # of the model that looks ahead
-    warm: int = 400      # of the model that learns to think from examples
-    reward: int = 60     # of the same from reward
+    warm: int = 300      # of the model that learns to think from examples
+    reward: int = 20     # of the same from reward
     judged: int = 200    # held-out windows
 
 
@@ -74,7 +76,7 @@ def explore(text: Text, size: Size, home: Path) -> tuple[list[Line], str]:
         config = GRPOConfig("group", reward_weight=weight, partial_credit=0.2, beta=0.005, kl_estimator="k3")
         objective = RolloutGRPO(config, CandidateConfig("uniform", exhaustive_ratio=0.5), n, BRANCH, reference, seed=0)
         name = "explore" if weight else "explore-without-reward"
-        settings = TrainConfig(steps=size.explore, lr=3e-3, warmup=min(20, size.explore // 4))
+        settings = TrainConfig(steps=size.explore, lr=1e-3, warmup=min(20, size.explore // 4))
         train(policy, objective, Windows(text.fit, CONTEXT, 8, ahead=BRANCH, seed=0), settings, checkpoint_dir=home / name)
         right[weight] = evaluate(policy, windows, skip=CONTEXT - 1)["val_accuracy"]
         if not weight: written = text.vocab.decode(sample(policy, text.fit[:20][None], 120, temperature=0.8)[0, 0])
@@ -141,17 +143,23 @@ def damaged(thought: str) -> str:
     return ",".join([*steps[:-1], last[1] + last[0] + last[2:]])
 
 
-def answers(model, task, prompts: list[str], thoughts: list[str]) -> list[str]:
+def thoughtful(task, marks: ThoughtConfig, prompt: str, thought: str) -> torch.Tensor:
+    "Ids of a question and a whole thought, as a model reads them before it answers"
+    encode, start, end = task.vocab.encode, torch.tensor([marks.start]), torch.tensor([marks.end])
+    return torch.cat([encode(prompt), start, encode(thought), end])
+
+
+def answers(model, task, marks: ThoughtConfig, prompts: list[str], thoughts: list[str]) -> list[str]:
     "The likeliest answers behind given thoughts, all of one length"
-    ids = torch.stack([task.vocab.encode(p + t + ":") for p, t in zip(prompts, thoughts)])
+    ids = torch.stack([thoughtful(task, marks, p, t) for p, t in zip(prompts, thoughts)])
     return [task.vocab.decode(row[ids.shape[1]:]).split("\n")[0] for row in sample(model, ids, 6, temperature=0.0)[:, 0]]
 
 
 def think(size: Size, home: Path) -> tuple[list[Line], str]:
     "Thoughts learned from examples and reward; then one step of each is damaged"
-    warm = TrainConfig(steps=size.warm, lr=5e-3, warmup=min(20, size.warm // 4), checkpoint_every=50)
-    start = run_warm_start(home / "think-warm", ("s5", 2), direct=0.2, canned=0.4, n_layers=2, training=warm)
-    taught = TrainConfig(steps=size.reward, lr=1e-3, warmup=min(5, size.reward // 4), weight_decay=0.0)
+    warm = TrainConfig(steps=size.warm, lr=4e-3, warmup=min(20, size.warm // 4), checkpoint_every=50)
+    start = run_warm_start(home / "think-warm", ("s5", 2), n_layers=2, training=warm)
+    taught = TrainConfig(steps=size.reward, lr=2.5e-4, warmup=min(5, size.reward // 4), weight_decay=0.0)
     task, n = load_task("s5", 2), min(size.judged, 200)
     end = run_reinforcement(home / "think-reward", start.file, ("s5", 2), start.thoughts, ThoughtRLConfig(), taught,
                             validate_every=480, items=n)
@@ -159,11 +167,12 @@ def think(size: Size, home: Path) -> tuple[list[Line], str]:
     prefix = Prefix(end.model, task.encode(items)[0])
     told = decode_thoughts(task, ThoughtGenerator(start.thoughts, 6, task.vocab["\n"])(prefix, 1, temperature=0.0).ids[:, 0])
     whole = [(i, t.removeprefix("<think>").split(":")[0]) for i, t in zip(items, told)]
-    whole = [(i, t) for i, t in whole if [len(step) for step in t.split(",")] == [5, 5]]  # worked ones, not the empty phrase
+    whole = [(i, t) for i, t in whole if [len(step) for step in t.split(",")] == [5, 5]]  # complete ones
     if not whole: return [Line("thoughts", "are used", "no worked thought yet", "train longer")], ""
     kept, thoughts = [i for i, _ in whole], [t for _, t in whole]
     prompts = [i.prompt for i in kept]
-    own, other = (answers(end.model, task, prompts, ts) for ts in (thoughts, [damaged(t) for t in thoughts]))
+    own, other = (answers(end.model, task, start.thoughts, prompts, ts)
+                  for ts in (thoughts, [damaged(t) for t in thoughts]))
     right, spoilt = (sum(a == i.answer for a, i in zip(found, kept)) / len(kept) for found in (own, other))
     line = Line("thoughts", "raise the accuracy and are used", f"{right:.0%} right behind {len(kept)} of them",
                 f"{spoilt:.0%} with one step damaged, {end.final['accuracy_direct']:.0%} without a thought")
@@ -177,6 +186,14 @@ def table(lines: list[Line]) -> str:
     rows = [Line("method", "claimed", "here", "control"), *lines]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in rows)
+
+
+def start_anew_if_changed(home: Path) -> None:
+    "Remove what another version of this file trained: its checkpoints are no beginning of these runs"
+    version, mark = hashlib.sha256(Path(__file__).read_bytes()).hexdigest(), home / "version.txt"
+    if home.exists() and not (mark.exists() and mark.read_text() == version): shutil.rmtree(home)
+    home.mkdir(parents=True, exist_ok=True)
+    mark.write_text(version)
 
 
 def run(size: Size = Size(), home: Path = HOME, corpus: str = "pydocs") -> list[Line]:
@@ -194,6 +211,7 @@ def main() -> int:
     "The demonstration, where it lies, and what to try next"
     start = time.time()
     torch.set_num_threads(1)
+    start_anew_if_changed(HOME)
     try:
         lines = run()
     except KeyboardInterrupt:
