@@ -816,6 +816,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'refine_nb.tables._recorded_anew': ('tables.html#_recorded_anew', 'refine_nb/tables.py'),
                                   'refine_nb.tables._settle_windows': ('tables.html#_settle_windows', 'refine_nb/tables.py'),
                                   'refine_nb.tables._sides': ('tables.html#_sides', 'refine_nb/tables.py'),
+                                  'refine_nb.tables._staged': ('tables.html#_staged', 'refine_nb/tables.py'),
                                   'refine_nb.tables._take_windows': ('tables.html#_take_windows', 'refine_nb/tables.py'),
                                   'refine_nb.tables._with_cards': ('tables.html#_with_cards', 'refine_nb/tables.py'),
                                   'refine_nb.tables._write': ('tables.html#_write', 'refine_nb/tables.py'),

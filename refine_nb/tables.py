@@ -396,12 +396,18 @@ def _parts(folder: Path) -> list[_Part]:
     parts, conflict = [], any(ours != theirs for ours, theirs in texts)
     for stage, sides in zip((2, 3), zip(*texts)):
         text = dict(zip(names, sides))
+        if conflict: text["executed.json"] = _staged(folder, stage) or text["executed.json"]
         tables = {n: _parse_table(t, folder / n) for n, t in text.items() if n.endswith(".csv")}
         sets, executed = (_parse_side(text[n], folder / n) for n in ("cards.json", "executed.json"))
         beside = {name: tables[name] for name in _BESIDE}
         parts.append(_Part(folder, stage if conflict else 0, tables["runs.csv"], tables["curves.csv"], sets,
                            parse_executed(executed), beside))
     return parts if conflict else parts[:1]
+
+def _staged(folder: Path, stage: int) -> str:
+    "executed.json as one side of a conflict has it: its numbers mean places, so two halves of lines make no whole"
+    data = git_bytes(folder, "show", f":{stage}:./executed.json")
+    return "" if data is None else data.decode("utf-8")
 
 def _parse_side(text: str, path: Path) -> dict:
     "What one side of a JSON file says"

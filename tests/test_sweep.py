@@ -4,6 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
+from refine_nb._executed import parse_executed, write_executed
 from refine_nb.cards import CardError
 from refine_nb.parameters import ParameterError
 from refine_nb.records import write_windows
@@ -908,6 +909,29 @@ def test_windows_that_one_side_alone_recorded_again_are_kept(tmp_path):
     assert "CONFLICT" in git(tmp_path, "merge", "other", check=False)
     join_tables(folder)
     assert sorted(read_runs(folder)["loss"]) == [2.0, 3.0] and read_windows(folder, id) == {"loss": [2.0]}
+
+
+@needs_git
+@pytest.mark.parametrize("attributes", ["", "results/*/executed.json -diff -merge"])
+def test_what_arms_execute_is_joined_from_both_sides(tmp_path, attributes):
+    "Lines of two sides would make another whole: numbers in the file mean places"
+    folder = tmp_path / "results" / "t"
+    (tmp_path / ".gitattributes").write_text(attributes + "\n")
+    def record(n, arm, names):
+        merge_records(folder, [fake(tmp_path / "runs", n, loss=1.0)], tmp_path / "runs", [])
+        line = dict(arm=arm, date="2030", outcome="equal", code="1", recorded="1")
+        write_table(folder / "verified.csv", [line], list(line))
+        write_executed(folder, {arm: frozenset(names)})
+        commit(tmp_path)
+    commit(tmp_path)
+    git(tmp_path, "checkout", "-qb", "other")
+    record(1, "a", {"m.a", "m.c", "m.d"})
+    git(tmp_path, "checkout", "-q", "-")
+    record(2, "b", {"m.b", "m.d"})
+    assert "CONFLICT" in git(tmp_path, "merge", "other", check=False)
+    join_tables(folder)
+    executed = parse_executed(json.loads((folder / "executed.json").read_text()))
+    assert executed == {"a": {"m.a", "m.c", "m.d"}, "b": {"m.b", "m.d"}} and len(read_runs(folder)) == 2
 
 
 CARD = "id: c\nclaim: x\nsweep: s\nmetric: x\narm: {seed: 0}\nrule: {test: exact, n: 1, at_least: 0}\n"
